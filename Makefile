@@ -1,0 +1,52 @@
+# Everything runs in .venv, made from the locked requirements; a second call finds it ready.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCE ?=
+PORT ?= 8000
+
+.PHONY: demo test check lint format bench clean
+
+# The drawn demo catalog, or your own photos: make demo SOURCE=/my/photos
+demo: $(VENV)/.base
+ifeq ($(SOURCE),)
+	$(BIN)/lookalike demo --port $(PORT)
+else
+	$(BIN)/lookalike serve $(SOURCE) --port $(PORT)
+endif
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: lint
+	$(BIN)/mypy
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+# Speed beside bare numpy and onnxruntime: make bench CATALOG=shop.catalog
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/search.py $(CATALOG)
+
+clean:
+	rm -rf $(VENV) dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: requirements.txt pyproject.toml | $(VENV)/bin/python
+	@test -f $(VENV)/.dev || $(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+# torch by name, before what depends on it: its builds differ by platform, so it has no hash to lock.
+$(VENV)/.dev: requirements-dev.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-deps torch==2.13.0
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@ $(VENV)/.base

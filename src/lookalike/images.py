@@ -1,0 +1,291 @@
+"""The one door for photos: bytes in, upright RGB out, or a typed error. Nothing else in the package opens an image.
+
+``read`` copes with what shops really have (CMYK, palettes, alpha, 16 bits, phone orientation, animations) and refuses
+what would hurt (bombs, broken and foreign files) before it is decoded. ``fit`` is the one preprocessing for training,
+indexing and serving. Pillow's own limits and switches are left as the application set them; all checks are made here,
+so any number of threads may read at once. Knows nothing about products, encoders or HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lookalike.errors import ImageEmpty, ImageTooLarge, ImageTruncated, InputError, NotAnImage, UsageError
+from lookalike.types import ImageInput
+
+MAX_BYTES = 64 * 1024 * 1024
+"""The largest file or upload that is read, in bytes."""
+
+MAX_PIXELS = 50_000_000
+"""The most pixels (width × height in the file's header) that are decoded: 150 MB of RGB."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""Pillow's names of the formats that are read. The other forty are an attack surface that no shop needs."""
+
+_MAX_SCANS = 100  # of a JPEG; cameras and optimisers write at most about a dozen
+_JPEG_SIDE = 65_500  # libjpeg writes no longer side
+_WHITE = (255, 255, 255)
+
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|II\+\0|MM\0\+|BM....\0\0\0\0"
+    rb"|....ftyp(?:avi[fs]|m[is]f1.{4,40}avif)",
+    re.DOTALL,
+)
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read(source: ImageInput, *, at_least: int | None = None, name: str | None = None) -> Image.Image:
+    """Decode a photo: RGB, upright by its EXIF orientation, alpha laid over white, without any metadata.
+
+    ``source`` is a file's path or the bytes of one; ``name`` stands for it in messages. Of an animation the first
+    frame is read. 16-bit samples are scaled to 8 by their range. Colours are converted plainly: ICC profiles are
+    ignored, those of CMYK included, so such photos may look a little off but are the same everywhere.
+
+    ``at_least`` is the number of pixels that width and height must both keep. A larger JPEG is then decoded at 1/2, 1/4
+    or 1/8 of its size, several times faster; other formats, and photos that are smaller anyway, come whole.
+
+    Raises ``ImageEmpty``, ``NotAnImage``, ``ImageTruncated`` (also for damage within) or ``ImageTooLarge``; plain
+    ``InputError`` where the path cannot be read; ``UsageError`` for ``at_least`` below 1.
+    """
+    if at_least is not None and at_least < 1:
+        raise UsageError(f"at_least is a number of pixels from 1 on, not {at_least}")
+    label = _printable(name or ("the image" if isinstance(source, bytes) else str(source)))
+    data = source if isinstance(source, bytes) else load(source, name=name)
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes(label, len(data))
+    if not data:
+        raise ImageEmpty(f"{label}: is empty (0 bytes); copy or download it again")
+    try:
+        with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
+            _refuse_bombs(image, data, label)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            return _upright_rgb(image)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise ImageTooLarge(f"{label}: is too large to decode ({error}); save it smaller") from error
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over; all of it means the same here
+        if not _SIGNATURE.match(data):
+            kinds = ", ".join(FORMATS)
+            raise NotAnImage(f"{label}: is not an image that can be read ({kinds}); save it as JPEG or PNG") from error
+        # What Pillow says of a broken header is an address in memory; what a decoder says may help.
+        reason = "its header" if isinstance(error, UnidentifiedImageError) else _printable(str(error))[:200]
+        raise ImageTruncated(
+            f"{label}: is cut short or damaged ({reason}); copy it again, or open it and save it as JPEG or PNG"
+        ) from error
+
+
+def load(path: str | Path, *, name: str | None = None) -> bytes:
+    """The bytes of a file, at most ``MAX_BYTES`` of them; the size is checked before anything is read.
+
+    Raises ``ImageTooLarge``, or ``InputError`` where the path is missing, no regular file or may not be read.
+    """
+    label = _printable(name or str(path))
+    try:
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{label}: is a folder; name an image file in it")
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+            raise InputError(f"{label}: is not a regular file; copy the image into one")
+        if status.st_size > MAX_BYTES:
+            raise _too_many_bytes(label, status.st_size)
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # it may have grown meanwhile
+    except FileNotFoundError as error:
+        raise InputError(f"{label}: there is no such file; check the path") from error
+    except PermissionError as error:
+        raise InputError(f"{label}: may not be read; change its permissions (chmod +r)") from error
+    except OSError as error:
+        raise InputError(f"{label}: cannot be read ({error.strerror or error}); check the path and the disk") from error
+    except ValueError as error:  # a zero character in the path, or one that the file system cannot spell
+        raise InputError(f"{label}: is not a path ({error}); check its spelling") from error
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes(label, len(data))
+    return data
+
+
+def digest(data: bytes) -> str:
+    """Content digest of a photo's file: the first 32 hex characters of its SHA-256.
+
+    128 bits: two files that share it cannot be made on purpose (2⁶⁴ tries), and it stays short in URLs and tables.
+    """
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def crop(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    """The part of ``image`` within ``box`` = [x0, y0, x1, y1], fractions 0 … 1 of the upright photo from its top left.
+
+    Raises ``UsageError`` where the box is not four finite fractions in order, or holds less than one pixel.
+    """
+    mend = "give [x0, y0, x1, y1] as fractions of the photo, for example [0, 0, 0.5, 1] for its left half"
+    try:
+        x0, y0, x1, y1 = (float(edge) for edge in box)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"crop is not four numbers; {mend}") from error
+    if not (0 <= x0 <= 1 and 0 <= x1 <= 1 and 0 <= y0 <= 1 and 0 <= y1 <= 1):  # false for NaN too
+        raise UsageError(f"crop [{x0:g}, {y0:g}, {x1:g}, {y1:g}] leaves the photo; {mend}")
+    width, height = image.size
+    left, top, right, bottom = round(x0 * width), round(y0 * height), round(x1 * width), round(y1 * height)
+    if right <= left or bottom <= top:
+        raise UsageError(f"crop [{x0:g}, {y0:g}, {x1:g}, {y1:g}] holds no pixel of {width}×{height}; {mend}")
+    return image.crop((left, top, right, bottom))
+
+
+def thumbnail(image: Image.Image, width: int) -> bytes:
+    """``image`` as a JPEG (quality 85) of at most ``width`` pixels across: aspect kept, never enlarged, no metadata.
+
+    Raises ``UsageError`` for a width below 1.
+    """
+    if width < 1:
+        raise UsageError(f"a thumbnail is at least 1 pixel wide, not {width}")
+    scale = min(1.0, width / image.width, _JPEG_SIDE / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    small.info = {}  # Pillow would write a comment in it into the file
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def fit(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """``image`` scaled to lie within ``height`` × ``width``, centred on white: uint8, (height, width, 3), RGB.
+
+    Bicubic; where it shrinks more than fourfold, whole pixels are averaged first (``reducing_gap``), which costs a
+    fraction and looks the same. The same image gives the same array always. Raises ``UsageError`` for sides below 1.
+    """
+    if height < 1 or width < 1:
+        raise UsageError(f"an image is fitted into at least 1×1 pixels, not {width}×{height}")
+    # Scaled first and padded after: a photo of 50,000×1,000 padded first would be a bomb of our own making.
+    scale = min(height / image.height, width / image.width)
+    inner = (min(width, max(1, round(image.width * scale))), min(height, max(1, round(image.height * scale))))
+    small = image.convert("RGB").resize(inner, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    canvas[top : top + inner[1], left : left + inner[0]] = np.asarray(small)
+    return canvas
+
+
+def _refuse_bombs(image: Image.Image, data: bytes, label: str) -> None:
+    """Raise ``ImageTooLarge`` for headers that promise more work than a photo is worth; decodes nothing."""
+    pixels = image.width * image.height
+    size = f"{image.width}×{image.height} pixels"
+    if pixels < 1:
+        raise ImageTruncated(f"{label}: has {size}; copy or download it again")
+    if pixels > MAX_PIXELS:
+        raise ImageTooLarge(f"{label}: {size} are more than {MAX_PIXELS / 1e6:g} million; save it smaller")
+    # Tiles of a TIFF may be larger than the image, or be listed over and over; each is decoded all the same.
+    tags = getattr(image, "tag_v2", {})
+    tile = math.prod(side for side in (tags.get(322), tags.get(323)) if isinstance(side, int))
+    covered = sum((t[1][2] - t[1][0]) * (t[1][3] - t[1][1]) for t in getattr(image, "tile", []) if t[1])
+    if tile > MAX_PIXELS or covered > 8 * pixels:
+        raise ImageTooLarge(f"{label}: its tiles hold far more than {size}; save it as JPEG or PNG")
+    # A scan of a progressive JPEG that changes nothing is 75 bytes, and 50 ms of decoding: 1 MB would take minutes.
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_SCANS and _scans(data) > _MAX_SCANS:
+        raise ImageTooLarge(f"{label}: is a JPEG of more than {_MAX_SCANS} scans; open it and save it again")
+
+
+def _scans(data: bytes) -> int:
+    """The number of scans of the first image in a JPEG file: not of thumbnails within, nor of a video behind it."""
+    scans, at = 0, 2
+    marker = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")  # those that have a length
+    while (found := marker.search(data, at)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    return scans
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image as plain RGB the right way up."""
+    try:
+        # After decoding: Pillow turns TIFFs by itself and clears the tag, and a PNG may keep its EXIF at the end.
+        turn = _TRANSPOSE.get(image.getexif().get(0x0112, 1))
+    except Exception:  # broken EXIF is no reason to refuse good pixels
+        turn = None
+    if image.mode.startswith("I") or image.mode == "F":
+        rgb = Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    elif image.has_transparency_data:
+        alpha = image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, _WHITE)
+        rgb.paste(alpha, mask=alpha)
+    else:
+        rgb = image.convert("RGB")
+    rgb = rgb.transpose(turn) if turn is not None else rgb
+    rgb.info = {}  # comment, EXIF with GPS, XMP, profile: ``rgb`` is a copy by now, and forgets them
+    return rgb
+
+
+def _to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey samples of 16 or 32 bits, or floats, (height, width), to 0 … 255. Clipping would make photos white.
+
+    Whole numbers within 0 … 65,535 are 16-bit samples and keep their high byte, as Pillow does for 16-bit colour.
+    Floats within 0 … 1 or 0 … 255 have that range. Anything else names no white: its own darkest to brightest is used.
+    """
+    low, high = 0.0, 65535.0
+    if grey.dtype.kind in "iu" and grey.min() >= low and grey.max() <= high:
+        return (grey >> 8).astype(np.uint8)
+    values = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if grey.dtype.kind == "f" and low >= 0 and high <= 255:
+        low, high = 0.0, (1.0 if high <= 1 else 255.0)
+    return np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+
+
+def _too_many_bytes(label: str, count: int) -> ImageTooLarge:
+    size = f"{count / 2**20:.1f} MiB"
+    return ImageTooLarge(f"{label}: {size} are more than {MAX_BYTES // 2**20} MiB; save it smaller")
+
+
+def _printable(text: str) -> str:
+    """``text`` that any terminal and log can take: names may hold newlines, escapes and broken encodings."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Quiet:
+    """Pillow's warnings (odd EXIF, large images) switched off while any thread decodes: they are no one's to mend.
+
+    ``warnings.catch_warnings`` alone restores what it found; threads that leave in another order than they came would
+    leave each other's filters behind. Here the last one out takes the filter away.
+    """
+
+    def __init__(self) -> None:
+        self._filter = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._filter not in warnings.filters:
+                cast("list[Any]", warnings.filters).insert(0, self._filter)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._filter in warnings.filters:
+                cast("list[Any]", warnings.filters).remove(self._filter)
+
+
+_QUIET = _Quiet()

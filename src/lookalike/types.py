@@ -1,0 +1,104 @@
+"""The nouns that every module shares: products and photos go in, queries are asked, hits come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Value = str | int | float | bool | None
+"""A cell of an attribute column."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text has no half of a surrogate pair, which file names, JSON and argv can carry and nothing can keep."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+ImageInput = str | Path | bytes
+"""A photo as a caller gives it: a file's path, or the bytes of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What a shop sells: an id, a title, attributes and one or more photos.
+
+    ``photos`` are paths of image files; their order is the order of the shop. ``where`` says which file and row the
+    product came from, for messages.
+    """
+
+    id: str
+    photos: Sequence[str | Path]
+    title: str = ""
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is searched for: any mix of photo, words, "like product X" and "not …", within a filter.
+
+    ``crop`` is [x0, y0, x1, y1] in fractions of the upright image. ``weights`` balances ``photo``, ``text`` and ``like``
+    (1 each). ``lexical`` (0–1) is the share of word matching over titles and attributes. ``pure`` asks for the plain order
+    of the photo vectors.
+    """
+
+    image: ImageInput | None = None
+    text: str = ""
+    like: Sequence[str] = ()
+    not_text: Sequence[str] = ()
+    not_like: Sequence[str] = ()
+    where: str = ""
+    k: int = 12
+    crop: Sequence[float] | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    lexical: float = 0.0
+    pure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A product in the answer.
+
+    ``score`` is the cosine (−1 … 1) of the query with ``photo``, the product's best photo; ``path`` is the file that
+    the photo was read from (it never leaves this machine over HTTP).
+    """
+
+    id: str
+    score: float
+    photo: str
+    path: str
+    title: str
+    attributes: Mapping[str, Value]
+
+    def to_json(self, *, paths: bool = False) -> dict[str, Any]:
+        """As in ``search --json`` (``paths``: the photo as its file) and over HTTP (the photo as its id)."""
+        return {
+            "id": self.id,
+            "score": round(self.score, 6),
+            "photo": self.path if paths else self.photo,
+            "title": self.title,
+            "attributes": dict(self.attributes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a search gives back: hits in order, how many products passed the filter, and the time it took."""
+
+    hits: tuple[Hit, ...]
+    total: int
+    took_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An input that could not be used: the file or row, and the reason."""
+
+    item: str
+    reason: str
