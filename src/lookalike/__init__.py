@@ -1,3 +1,37 @@
-"""Lookalike: visual search for fashion catalogues, by photo, by words, or by both."""
+"""Lookalike: visual search for fashion catalogues, by photo, by words, or by both.
+
+>>> import lookalike
+>>> catalog = lookalike.open("shop.catalog", encoder="fake")
+>>> catalog
+<lookalike.Catalog shop.catalog>
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lookalike.catalog import Catalog
+from lookalike.errors import LookalikeError
+from lookalike.types import Answer, Hit, Product, Quarantined, Query
+
+if TYPE_CHECKING:
+    from lookalike.encoders import Encoder
 
 __version__ = "0.1.0"
+__all__ = ["Answer", "Catalog", "Hit", "LookalikeError", "Product", "Quarantined", "Query", "open"]
+
+
+def open(directory: str | Path, encoder: str | Encoder | None = None, threads: int = 0) -> Catalog:
+    """Open the catalog in ``directory``, which is made at the first ``index`` where it does not exist.
+
+    Args:
+        directory: the catalog's directory.
+        encoder: a name, a directory with an ``encoder.json``, or an object like ``lookalike.encoders.Encoder``; by default
+            the one that the catalog was made with, else ``builtin``.
+        threads: cores that one encoding may use, 0 for all.
+
+    Raises:
+        CatalogError: the directory holds something else, or a damaged catalog.
+    """
+    return Catalog(directory, encoder, threads)

@@ -1,0 +1,256 @@
+"""What ``lookalike.open`` gives: one catalog with its encoder and its snapshot, for Python, the command line and the server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookalike.errors import CatalogError, InputError
+from lookalike.types import Answer, Hit, ImageInput, Quarantined, Query
+
+if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
+    from lookalike.encoders import Encoder
+    from lookalike.indexing import Progress, Report
+    from lookalike.snapshot import Snapshot
+
+
+class Catalog:
+    """One catalog directory. Safe to search from several threads; writing takes the catalog's one lock."""
+
+    def __init__(self, directory: str | Path, encoder: str | Encoder | None = None, threads: int = 0):
+        """Open, or prepare to create, the catalog in ``directory``.
+
+        Args:
+            directory: made at the first ``index`` where it does not exist.
+            encoder: a name, a directory, or an encoder; by default the one the catalog was made with, else ``builtin``.
+            threads: cores that one encoding may use, 0 for all.
+
+        Raises:
+            CatalogError: the directory holds something else, or a damaged catalog.
+        """
+        from lookalike.store import Store
+
+        self.store = Store(directory)
+        manifest = self.store.manifest()
+        self._given = encoder is not None
+        self._wanted = encoder or (manifest.encoder if manifest else "builtin")
+        self._threads = threads
+        self._encoder: Encoder | None = None
+        self._snapshot: Snapshot | None = None
+        self._loading = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<lookalike.Catalog {self.store.directory}>"
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded on first use.
+
+        Raises:
+            EncoderMismatch: the catalog's vectors were made by another one.
+        """
+        if self._encoder is None:
+            from lookalike.encoders import load
+
+            made = load(self._wanted, self._threads) if isinstance(self._wanted, str) else self._wanted
+            self.store.check_encoder(made.id)
+            self._encoder = made
+        return self._encoder
+
+    def snapshot(self, refresh: bool = True) -> Snapshot:
+        """The latest version in memory; with ``refresh=False`` the one that is there already, if any."""
+        current = self._snapshot
+        if current is not None and (not refresh or self.store.stamp() == current.stamp):
+            return current
+        from lookalike.snapshot import Snapshot
+
+        with self._loading:
+            if self._snapshot is None or self._snapshot.stamp != self.store.stamp():
+                fresh = Snapshot(self.store)
+                made_by = fresh.manifest.encoder_id if fresh.manifest else None
+                if made_by and self._encoder is not None and self._encoder.id != made_by:
+                    self._encoder = None  # another catalog was put in the place of the one that was opened
+                    if not self._given:
+                        self._wanted = fresh.manifest.encoder if fresh.manifest else self._wanted
+                self._snapshot = fresh
+            return self._snapshot
+
+    # Searching
+
+    def search(
+        self, text: str = "", *, image: ImageInput | None = None, like: str | Sequence[str] = (),
+        not_text: str | Sequence[str] = (), not_like: str | Sequence[str] = (), where: str = "", k: int = 12,
+        crop: Sequence[float] | None = None, weights: Mapping[str, float] | None = None, lexical: float = 0.0,
+        pure: bool = False,
+    ) -> tuple[Hit, ...]:  # fmt: skip
+        """The ``k`` products most alike, best first; the arguments are those of ``Query``.
+
+        Raises:
+            UsageError: nothing to search for, a broken filter, a value out of range.
+            ImageError: the photo cannot be used.
+            NotFound: a product in ``like`` is not in the catalog.
+        """
+        query = Query(
+            image, text or "", _several(like), _several(not_text), _several(not_like), where or "", k, crop, weights or {},
+            lexical, pure,
+        )  # fmt: skip
+        return self.answer(query).hits
+
+    def answer(self, query: Query, refresh: bool = True) -> Answer:
+        """As ``search``, with the number of products that pass the filter and the time taken."""
+        from lookalike.search import search
+
+        return search(self.snapshot(refresh), self.encoder, query)
+
+    # Writing
+
+    def index(
+        self, source: Any, *, roles: Mapping[str, str] | None = None, product_from: str = "photo", prune: bool = False,
+        drawn: bool = False, progress: Progress | None = None,
+    ) -> Report:  # fmt: skip
+        """Bring the catalog in step with a source: a path, a DataFrame, an iterable of ``Product``, or an opened source.
+
+        Raises:
+            InputError: the source cannot be used, or contradicts the catalog; nothing was changed.
+            CatalogError: the catalog cannot be written.
+        """
+        from lookalike import indexing
+        from lookalike.sources import Source, open_source
+
+        found = source if isinstance(source, Source) else open_source(source, roles, product_from)
+        name = self.encoder.name
+        return indexing.index(
+            self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress
+        )  # fmt: skip
+
+    def remove(self, *ids: str) -> int:
+        """Remove products; returns how many photos went. Raises InputError where one is not there."""
+        from lookalike import indexing
+
+        self._existing()
+        return indexing.remove(self.store, ids)
+
+    def compact(self) -> None:
+        """Merge small files and drop old versions; it is done while indexing, too."""
+        self._existing()
+        with self.store.writing("compact"):
+            self.store.compact(force=True)
+
+    # Reporting
+
+    def status(self, refresh: bool = True) -> dict[str, Any]:
+        """What the catalog holds, and which encoder made it."""
+        snapshot = self.snapshot(refresh)
+        manifest = snapshot.manifest
+        roles = {column: role for role, column in (manifest.roles if manifest else {}).items()}
+        kinds = manifest.kinds if manifest else {}
+        return {
+            "catalog": str(self.store.directory),
+            "products": len(snapshot),
+            "photos": len(snapshot.photos),
+            "quarantined": len(self.store.quarantine()),
+            "catalog_version": snapshot.version,
+            "drawn": bool(manifest and manifest.drawn),
+            "encoder": {"name": manifest.encoder, "id": manifest.encoder_id, "dim": manifest.dim} if manifest else None,
+            "columns": [
+                {"name": c, "kind": kinds.get(c, "text"), "role": roles.get(c)}
+                for c in snapshot.attributes.column_names
+            ],
+        }
+
+    def quarantine(self) -> list[Quarantined]:
+        """What could not be used in the last run over each source, with the reason."""
+        return self.store.quarantine()
+
+    def verify(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Check rows, vectors and files; see ``indexing.verify``."""
+        from lookalike import indexing
+
+        self._existing()
+        return indexing.verify(self.store, progress)
+
+    def export(self, file: str | Path, *, vectors: bool = False) -> int:
+        """Write one row per photo to .csv, .jsonl or .parquet, ordered by id and position; returns the rows written.
+
+        Two catalogs of the same content give the same bytes: no times are written, and vectors only where asked for
+        (not to CSV).
+
+        Raises:
+            InputError: another suffix, or vectors to CSV.
+        """
+        import pyarrow.compute as pc
+
+        self._existing()
+        path = Path(file)
+        suffix = path.suffix.lower()
+        if suffix not in (".csv", ".jsonl", ".parquet") or (vectors and suffix == ".csv"):
+            raise InputError(f"{path}: export to .csv, .jsonl or .parquet (vectors not to .csv)")
+        rows = self.store.rows()
+        rows = rows.take(pc.sort_indices(rows, [("lk_id", "ascending"), ("lk_position", "ascending")]))
+        manifest = self.store.manifest()
+        ours = {
+            "id": "lk_id",
+            "position": "lk_position",
+            "title": "lk_title",
+            "image": "lk_path",
+            "digest": "lk_digest",
+        }
+        kinds = manifest.kinds if manifest else {}
+        attributes = sorted(c for c in kinds if c in rows.column_names and rows[c].null_count < len(rows))
+        columns = {**ours, **{c if c not in ours else f"{c}_": c for c in attributes}}
+        if vectors:
+            columns["vector"] = "lk_vector"
+        table = rows.select(list(columns.values())).rename_columns(list(columns)).combine_chunks()
+        part = path.with_name(path.name + ".part")
+        try:
+            _write(table, part, suffix)
+            part.replace(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return len(table)
+
+    def product(self, identity: str, refresh: bool = True) -> dict[str, Any]:
+        """One product: ``{"id", "title", "photos": [photo ids], "attributes"}``. Raises NotFound."""
+        snapshot = self.snapshot(refresh)
+        n = snapshot.product(identity)
+        return {
+            "id": identity,
+            "title": snapshot.titles[n],
+            "photos": [snapshot.photos[r] for r in snapshot.rows(n)],
+            "attributes": snapshot.attributes_of([n])[0],
+        }
+
+    def _existing(self) -> None:
+        if not self.store.exists:
+            raise CatalogError(f"{self.store.directory}: no catalog there; make one: lookalike index SOURCE")
+
+
+def _several(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _write(table: Any, path: Path, suffix: str) -> None:
+    from lookalike.snapshot import number
+
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, path, compression="zstd")
+        return
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if suffix == ".csv":
+            writer = csv.writer(file)
+            writer.writerow(table.column_names)
+            for batch in table.to_batches(max_chunksize=10_000):
+                for row in batch.to_pylist():
+                    writer.writerow(["" if v is None else number(v) for v in row.values()])
+        else:
+            for batch in table.to_batches(max_chunksize=10_000):
+                for row in batch.to_pylist():
+                    file.write(json.dumps({k: number(v) for k, v in row.items()}, ensure_ascii=False) + "\n")

@@ -1,0 +1,430 @@
+"""The command line: thin commands over ``Catalog``. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from lookalike import __version__
+from lookalike.errors import CatalogError, LookalikeError, UsageError
+
+if TYPE_CHECKING:
+    from lookalike.catalog import Catalog
+
+app = typer.Typer(
+    help="Visual search for fashion catalogues: by photo, by words, or by both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"auto_envvar_prefix": "LOOKALIKE", "help_option_names": ["-h", "--help"]},
+)
+
+CatalogDir = Annotated[
+    Path, typer.Option("--catalog", envvar="LOOKALIKE_CATALOG", help="The catalog's directory.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")]
+EncoderName = Annotated[
+    Optional[str],  # noqa: UP045 (typer reads it at run time)
+    typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="builtin, fake, or an encoder's directory."),
+]
+HERE = Path("lookalike.catalog")
+
+
+def main() -> None:
+    """Entry point: our errors become one line and an exit code, anything else is a bug."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except LookalikeError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `lookalike … | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("error: this is a bug in lookalike; please report it with the lines above", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _open(directory: Path, encoder: str | None = None, must_exist: bool = True) -> Catalog:
+    from lookalike.catalog import Catalog
+
+    catalog = Catalog(directory, encoder)
+    if must_exist and not catalog.store.exists:
+        raise CatalogError(f"{directory}: no catalog there; make one: lookalike index SOURCE --catalog {directory}")
+    return catalog
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lookalike {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar with photos/s and the time left on a terminal, a line now and then elsewhere; on standard error."""
+    if quiet:
+        yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        start = last = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last > 10:
+                last = now
+                typer.echo(f"{what}: {done} of {total}, {done / (now - start):.0f} photos/s", err=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(), console=Console(stderr=True),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(what, total=None, speed="")
+        start = time.monotonic()
+        first: int | None = None
+
+        def show(done: int, total: int) -> None:
+            nonlocal first
+            first = done if first is None else first
+            speed = (done - first) / max(1e-6, time.monotonic() - start)
+            bar.update(task, completed=done, total=total, speed=f"{speed:.0f} photos/s" if speed else "")
+
+        yield show
+
+
+def _roles(pairs: list[str]) -> dict[str, str]:
+    out = {}
+    for pair in ",".join(pairs).split(",") if pairs else []:
+        role, equals, column = pair.partition("=")
+        if not (role and equals and column):
+            raise UsageError(f"--map {pair}: write it as role=column, for example --map image=photo_file,id=sku")
+        out[role.strip()] = column.strip()
+    return out
+
+
+@app.command()
+def index(
+    source: Annotated[list[str], typer.Argument(help="Folders of photos, or tables (.csv .tsv .jsonl .parquet).")],
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    product_from: Annotated[str, typer.Option(help="What one product is in a folder: photo or folder.")] = "photo",
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what is no longer in the source.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the catalog in step with product photos: adds, updates, skips what is unchanged."""
+    from lookalike.indexing import Report
+    from lookalike.sources import open_source
+
+    opened = _open(catalog, encoder, must_exist=False)
+    total = Report()
+    roles = _roles(map_ or [])
+    sources = [open_source(s, roles, product_from) for s in source]  # what is wrong with any of them changes nothing
+    for one in sources:
+        try:
+            with _progress("Indexing", as_json) as progress:
+                report = opened.index(one, prune=prune, progress=progress)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; what was encoded is kept, run the same command to go on", err=True)
+            raise typer.Exit(130) from None
+        for field in ("added", "updated", "unchanged", "removed", "quarantined", "seconds"):
+            setattr(total, field, getattr(total, field) + getattr(report, field))
+    if as_json:
+        typer.echo(json.dumps(total.to_json()))
+        return
+    done = f"{total.added} added, {total.updated} updated, {total.unchanged} unchanged, {total.removed} removed"
+    fresh = total.added + total.updated
+    speed = f" ({fresh / total.seconds:.0f} photos/s)" if fresh and total.seconds else ""
+    typer.echo(f"{done}, {total.quarantined} quarantined in {total.seconds:.1f} s{speed}")
+    if left := sum(one.left for one in sources):
+        typer.echo(f"{left} other files are no photos and were left alone")
+    if total.quarantined:
+        typer.echo(f"what could not be used, and why: lookalike quarantine --catalog {catalog}")
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="Words.")] = "",
+    image: Annotated[Optional[Path], typer.Option(help="A photo's file.")] = None,  # noqa: UP045
+    like: Annotated[Optional[list[str]], typer.Option(help="A product's id; may be repeated.")] = None,  # noqa: UP045
+    not_: Annotated[Optional[list[str]], typer.Option("--not", help="Words for what is not wanted.")] = None,  # noqa: UP045
+    where: Annotated[str, typer.Option(help="A filter: gender = 'Women' and price < 50")] = "",
+    k: Annotated[int, typer.Option("-k", help="How many products, 1 to 1000.")] = 12,
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    as_json: Json = False,
+) -> None:
+    """Find look-alikes by words, by photo, by "like product X", or by several at once."""
+    from lookalike.types import Query
+
+    query = Query(image, text, like or (), not_ or (), (), where, k)
+    answer = _open(catalog, encoder).answer(query)
+    if as_json:
+        hits = [h.to_json(paths=True) for h in answer.hits]
+        typer.echo(json.dumps({"hits": hits, "took_ms": round(answer.took_ms, 2)}, ensure_ascii=False))
+        return
+    if not answer.hits:
+        typer.echo("no product passes the filter" if where else "the catalog is empty")
+        return
+    _table(
+        ["score", "id", "title", "attributes", "photo"],
+        [
+            [f"{h.score:.3f}", h.id, h.title, ", ".join(str(v) for v in h.attributes.values()), h.path]
+            for h in answer.hits
+        ],
+    )
+    typer.echo(f"{len(answer.hits)} of {answer.total} products, {answer.took_ms:.1f} ms")
+
+
+@app.command()
+def status(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
+    """What the catalog holds and which encoder made it."""
+    found = _open(catalog).status()
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    encoder = found["encoder"]
+    typer.echo(f"{found['catalog']}: {found['products']} products, {found['photos']} photos")
+    typer.echo(f"encoder: {encoder['id']}, {encoder['dim']} dimensions; quarantined: {found['quarantined']}")
+    for column in found["columns"]:
+        role = f", the {column['role']}" if column["role"] and column["role"] != column["name"] else ""
+        typer.echo(f"  {column['name']} ({column['kind']}{role})")
+
+
+@app.command()
+def quarantine(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
+    """List the inputs that could not be used, with the reasons."""
+    entries = _open(catalog).quarantine()
+    if as_json:
+        typer.echo(json.dumps([{"item": e.item, "reason": e.reason} for e in entries], ensure_ascii=False))
+        return
+    for entry in entries:
+        typer.echo(f"{entry.item}: {entry.reason}")
+    if not entries:
+        typer.echo("nothing is in quarantine")
+
+
+@app.command()
+def remove(ids: Annotated[list[str], typer.Argument(help="Product ids.")], catalog: CatalogDir = HERE) -> None:
+    """Remove products from the catalog (not their files)."""
+    count = _open(catalog).remove(*ids)
+    typer.echo(f"removed {len(set(ids))} products, {count} photos")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help=".csv, .jsonl or .parquet")],
+    catalog: CatalogDir = HERE,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Also the vectors (.jsonl, .parquet).")] = False,
+) -> None:
+    """Write one row per photo, with digest and columns, in a stable order."""
+    rows = _open(catalog).export(file, vectors=vectors)
+    typer.echo(f"{rows} rows written to {file}")
+
+
+@app.command()
+def verify(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
+    """Check rows, vectors and files against each other; exit code 4 where the catalog is damaged."""
+    with _progress("Verifying", as_json) as progress:
+        found = _open(catalog).verify(progress)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        for kind, mend in (
+            ("damaged", "restore the catalog from a backup, or index again"),
+            ("changed", "run index again"),
+            ("missing", "bring the file back, or run index --prune"),
+        ):
+            for line in found[kind][:20]:
+                typer.echo(f"{kind}: {line} ({mend})")
+            if len(found[kind]) > 20:
+                typer.echo(f"{kind}: {len(found[kind]) - 20} more")
+        counts = ", ".join(f"{len(found[kind])} {kind}" for kind in ("damaged", "changed", "missing"))
+        typer.echo(f"{found['photos']} photos checked: {counts}")
+    if found["damaged"]:
+        raise typer.Exit(4)
+
+
+@app.command()
+def compact(catalog: CatalogDir = HERE) -> None:
+    """Merge small files; indexing does it by itself."""
+    _open(catalog).compact()
+    typer.echo("compacted")
+
+
+@app.command()
+def serve(
+    source: Annotated[Optional[str], typer.Argument(help="Index this first.")] = None,  # noqa: UP045
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; any but loopback needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
+    api_key: Annotated[str, typer.Option(envvar="LOOKALIKE_API_KEY", help="Wanted of every caller, if given.")] = "",
+) -> None:
+    """Serve the search page and the HTTP interface."""
+    from lookalike.server import listen, run
+
+    with listen(host, port, api_key) as socket:
+        if source is not None:
+            index([source], catalog=catalog, encoder=encoder)
+        run(_open(catalog, encoder), socket, api_key)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where drawings and catalog go.")] = Path("demo"),
+    products: Annotated[int, typer.Option(help="How many garments to draw.", min=1, max=5000)] = 300,
+    encoder: EncoderName = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    serve_: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the page at the end.")] = True,
+) -> None:
+    """Draw a small catalog of garments (drawings, no photos), index it and serve it."""
+    from lookalike.demo import draw
+    from lookalike.server import listen, run
+
+    with listen(host, port, "") if serve_ else contextlib.nullcontext() as socket:
+        typer.echo(f"drawing {products} garments into {directory} (drawings, not photos of real products)")
+        with _progress("Drawing", False) as progress:
+            table = draw(directory, products, progress=progress)
+        catalog = _open(directory / "lookalike.catalog", encoder, must_exist=False)
+        with _progress("Indexing", False) as progress:
+            report = catalog.index(table, drawn=True, prune=True, progress=progress)
+        typer.echo(f"{report.added} drawings added, {report.unchanged} unchanged, in {report.seconds:.1f} s")
+        if socket is not None:
+            run(catalog, socket, "")
+
+
+@app.command()
+def encoders(as_json: Json = False) -> None:
+    """List the encoders that can be used here."""
+    from lookalike.encoders import load
+
+    rows: list[dict[str, Any]] = []
+    for name in ("builtin", "fake"):
+        made = load(name)
+        reads = "photos and texts" if made.reads_text else "photos"
+        rows.append({"name": name, "id": made.id, "dim": made.dim, "size": list(made.size), "reads": reads})
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    _table(
+        ["name", "id", "dim", "input", "reads"],
+        [[r["name"], r["id"], str(r["dim"]), f"{r['size'][1]}×{r['size'][0]}", r["reads"]] for r in rows],
+    )
+    typer.echo("and any directory that holds an encoder.json")
+
+
+train_app = typer.Typer(help="Train an encoder (extra: train).", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(train_app, name="train")
+evaluate_app = typer.Typer(help="Measure retrieval quality.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@train_app.callback()
+@evaluate_app.callback()
+def _group() -> None:
+    pass
+
+
+@train_app.command("builtin")
+def train_builtin(
+    data: Annotated[Path, typer.Option(help="Kaggle's Fashion Product Images: styles.csv and images/.")],
+    ground_truth: Annotated[Path, typer.Option(help="KAGL's text-image.json: its products are held out.")],
+    mobilenet: Annotated[Path, typer.Option(help="mobilenet_v1_1.0_224_quant….tflite: the photo tower's start.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
+    large: Annotated[Optional[Path], typer.Option(help="The larger edition of some of the photos.")] = None,  # noqa: UP045
+    minilm: Annotated[
+        str, typer.Option(help="Hub id or directory of MiniLM.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    work: Annotated[Path, typer.Option(help="Packed photos, checkpoint, log; a second run goes on from here.")] = Path(
+        "work"
+    ),
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="A hyper-parameter, name=value.")] = None,  # noqa: UP045
+    quantise: Annotated[bool, typer.Option("--quantise/--float", help="8-bit convolutions.")] = True,
+) -> None:
+    """Train the built-in model again, from the raw data to the files that ship."""
+    try:
+        from lookalike.training import builtin
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    builtin.main(
+        data, large, ground_truth, mobilenet, minilm, work, out, builtin.options_from(set_ or []), quantise, typer.echo
+    )
+
+
+@evaluate_app.command("kagl")
+def evaluate_kagl(
+    ground_truth: Annotated[Path, typer.Option(help="Folder of KAGL's ground truth, TASK.json.")],
+    catalog: CatalogDir = HERE,
+    baseline: Annotated[bool, typer.Option(help="Also a colour histogram, photo to photo.")] = True,
+    as_json: Json = False,
+) -> None:
+    """The KAGL benchmark, and photo to photo, over a catalog of Kaggle's Fashion Product Images."""
+    from lookalike.evaluation import kagl
+
+    opened = _open(catalog)
+    snapshot = opened.snapshot()
+    report = kagl.evaluate(
+        snapshot, opened.encoder, ground_truth, baseline, lambda what: typer.echo(f"measuring {what} …", err=True)
+    )
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(f"{report['encoder']} over {report['products']} products; mean [95% interval]")
+    for task, figures in [*report["tasks"].items(), *((k, v) for k, v in report.items() if k.startswith("photo"))]:
+        cells = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in figures.items() if k != "queries"]
+        typer.echo(f"{task} ({figures['queries']} queries): {', '.join(cells)}")
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    """On a terminal a table that fits it; elsewhere tab-separated lines, so that nothing is cut."""
+    if not sys.stdout.isatty():
+        for row in [columns, *rows]:
+            typer.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*[escape(cell) for cell in row])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

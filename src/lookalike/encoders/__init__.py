@@ -1,0 +1,40 @@
+"""Encoders: photos, and perhaps texts, → unit vectors of one space. They know no products and no indexes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lookalike.encoders.base import Encoder
+from lookalike.errors import UsageError
+
+__all__ = ["Encoder", "load"]
+
+
+def load(name: str = "builtin", threads: int = 0) -> Encoder:
+    """The encoder of this name: ``builtin``, ``fake``, or a directory that holds an ``encoder.json``.
+
+    Args:
+        name: see above.
+        threads: cores for one call, 0 for all.
+
+    Raises:
+        UsageError: no such encoder.
+        InputError: its files are missing or damaged.
+    """
+    match name:
+        case "fake":
+            from lookalike.encoders.fake import FakeEncoder
+
+            return FakeEncoder()
+        case "builtin":
+            from lookalike.encoders.onnx import OnnxEncoder
+
+            return OnnxEncoder(Path(__file__).parent.parent / "builtin", threads, name="builtin")
+        case _ if Path(name, "encoder.json").is_file():
+            from lookalike.encoders.onnx import OnnxEncoder
+
+            return OnnxEncoder(Path(name).resolve(), threads)
+        case _:
+            raise UsageError(
+                f"no encoder {name!r}; there are builtin, fake, and any directory that holds an encoder.json"
+            )

@@ -1,0 +1,95 @@
+"""Encoders that are a directory of ONNX files: the built-in one, and whatever was trained and exported.
+
+encoder.json     name, dim, input size, file names: preprocessing is data and travels with the weights
+photo.onnx       uint8 (n, height, width, 3) → float32 (n, dim), unit length
+text.onnx        int64 (n, length), 0 where padded → float32 (n, dim), unit length (optional)
+tokenizer.json   of the tokenizers library (with text.onnx)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from lookalike import images
+from lookalike.encoders.base import Vectors
+from lookalike.errors import InputError, UsageError
+
+
+class OnnxEncoder:
+    """Runs by onnxruntime alone. Calls may come from several threads at once."""
+
+    def __init__(self, directory: Path, threads: int = 0, name: str = ""):
+        """Open ``directory``.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        self.directory = directory
+        try:
+            config = json.loads((directory / "encoder.json").read_text("utf-8"))
+            self.name = name or str(directory)
+            self.dim, self.size = int(config["dim"]), (int(config["height"]), int(config["width"]))
+            self.max_tokens = int(config.get("max_tokens", 0))
+            self.reads_text = "text" in config
+            files = [config["photo"], *([config["text"], config["tokenizer"]] if self.reads_text else [])]
+            digest = hashlib.sha256(json.dumps([self.dim, self.size, self.max_tokens, config.get("fit")]).encode())
+            for file in files:
+                digest.update((directory / file).read_bytes())
+            self.id = f"{config['name']}-{digest.hexdigest()[:12]}"
+            self._photo = _session(directory / config["photo"], threads or os.cpu_count() or 1)
+            if self.reads_text:
+                from tokenizers import Tokenizer
+
+                self._text = _session(directory / config["text"], 1)  # too small to be worth sharing between cores
+                self._tokenizer = Tokenizer.from_file(str(directory / config["tokenizer"]))
+                self._tokenizer.enable_truncation(self.max_tokens)
+                self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+            made = [s.get_outputs()[0].shape[-1] for s in [self._photo, *([self._text] if self.reads_text else [])]]
+            if made != [self.dim] * len(made):
+                raise ValueError(f"encoder.json says {self.dim} dimensions, its models give {made}")
+        except Exception as error:  # tokenizers and onnxruntime raise bare ones
+            raise InputError(
+                f"{directory}: not a whole encoder ({str(error)[:300]}); install or export it again"
+            ) from error
+
+    def prepare(self, image: Image) -> NDArray[np.uint8]:
+        """As ``Encoder.prepare``."""
+        return images.fit(image, *self.size)
+
+    def encode_photos(self, pixels: NDArray[np.uint8]) -> Vectors:
+        """As ``Encoder.encode_photos``."""
+        out: Vectors = self._photo.run(None, {"photos": pixels})[0]
+        return out
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        """As ``Encoder.encode_texts``; a text is cut after ``max_tokens`` word pieces."""
+        if not self.reads_text:
+            raise UsageError(f"the encoder {self.name} reads photos only; search by photo, or use another --encoder")
+        # What is cut off anyway need not be tokenized: a megabyte of text costs no more than a line.
+        encoded = self._tokenizer.encode_batch([t[:2000] for t in texts], add_special_tokens=False)
+        ids = np.array([e.ids for e in encoded], np.int64).reshape(len(texts), -1)
+        if not ids.shape[1]:
+            ids = np.zeros((len(texts), 1), np.int64)
+        out: Vectors = self._text.run(None, {"ids": ids})[0]
+        return out
+
+
+def _session(file: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads would take the cores from decoding.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,1 @@
+"""Structures over the vectors of a snapshot: derived, and always possible to rebuild. They know no images."""

@@ -1,0 +1,498 @@
+"""Source → photos → vectors → catalog, as a sync: what is new is added, what changed is encoded again, the rest is left.
+
+Nothing is remembered between runs but the catalog itself: a run that was killed is simply run again. Reading and decoding
+happen in threads ahead of the encoder, so that the slower of the two sets the pace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lookalike import images
+from lookalike.encoders.base import Encoder
+from lookalike.errors import ImageError, InputError
+from lookalike.sources import Source
+from lookalike.sources.table import as_text, kind_of
+from lookalike.store import ARROW, PREFIX, Manifest, Store, schema
+from lookalike.types import Product, Quarantined, Value, is_unicode
+
+BATCH = 32
+"""Photos per call of the encoder."""
+
+COMMIT_ROWS, COMMIT_SECONDS = 1024, 5.0
+"""A commit is due after so many photos or so much time: what a killed run loses at most."""
+
+AHEAD = 256
+"""Photos decoded ahead of the encoder: bounds the memory whatever the size of the source."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Report:
+    """What a run did, in photos (a product without a photo counts as one quarantined)."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    quarantined: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``index --json`` prints it."""
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    """One photo of the source, and its row in the catalog if it has one (``known``: digest)."""
+
+    key: str
+    product: Product
+    position: int
+    path: str
+    size: int
+    mtime: int
+    known: str | None
+    same_file: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A photo after reading: digest and pixels, or the reason why not. No pixels where a vector is known already."""
+
+    photo: _Photo
+    digest: str = ""
+    pixels: NDArray[np.uint8] | None = None
+    reason: str = ""
+
+
+def photo_key(product: str, position: int) -> str:
+    """The key of a product's n-th photo: 24 hex digits, safe in addresses and filters."""
+    return hashlib.blake2b(f"{product}\0{position}".encode(), digest_size=12).hexdigest()
+
+
+def index(
+    store: Store, encoder: Encoder, encoder_name: str, source: Source, *, prune: bool = False, drawn: bool = False,
+    progress: Progress | None = None, workers: int = 0,
+) -> Report:  # fmt: skip
+    """Bring the catalog in step with a source.
+
+    Args:
+        store: the catalog; locked for writing meanwhile.
+        encoder: makes the vectors.
+        encoder_name: by which the encoder can be loaded again.
+        source: read whole already.
+        prune: remove what the catalog has from this source and the source no longer has.
+        drawn: mark the catalog as drawings rather than photos.
+        progress: called with photos done and photos in all.
+        workers: threads that read and decode, 0 for one per core.
+
+    Raises:
+        EncoderMismatch: the catalog was made by another encoder.
+        InputError: ids that another source gave to other content.
+        CatalogLocked: another process is writing.
+        CatalogError: disk full, not writable, damaged.
+    """
+    start = time.monotonic()
+    store.check_encoder(encoder.id)
+    with store.writing():
+        run = _Run(store, encoder, encoder_name, source, drawn)
+        report = run.report
+        try:
+            run.sync(progress or (lambda done, total: None), workers or os.cpu_count() or 1)
+            if prune:
+                run.prune()
+        finally:
+            store.write_quarantine(source.key, run.quarantined)
+            report.quarantined = len(run.quarantined)
+            report.seconds = time.monotonic() - start
+        store.compact()
+    return report
+
+
+class _Run:
+    def __init__(self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool):
+        self.store, self.encoder, self.source = store, encoder, source
+        self.report = Report()
+        self.quarantined = list(source.quarantined)
+        self.broken = set(source.broken)
+        self.rows = store.rows([c for c in store.columns() if c != "lk_vector"])
+        self.known = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
+        self.digests = set(self.rows["lk_digest"].to_pylist())
+        self.vectors: dict[str, NDArray[np.float32]] | None = None
+        self.kinds = self._kinds(store.manifest())
+        self.photos = self._plan()
+        self._take_over()
+        self._manifest(encoder_name, drawn)
+
+    # Planning: nothing is written here
+
+    def _kinds(self, manifest: Manifest | None) -> dict[str, str]:
+        """Each attribute's kind: as the catalog has it, else as this source has it."""
+        kinds = dict(manifest.kinds) if manifest else {}
+        found: dict[str, str] = {}
+        for product in self.source.products:
+            for name, value in product.attributes.items():
+                if not name or name.startswith(PREFIX) or not name.isprintable():
+                    raise InputError(
+                        f"{product.where or product.id}: the attribute {name!r} is empty, begins with {PREFIX} or has "
+                        "characters that cannot be printed; rename it"
+                    )
+                if value is not None and name not in kinds and found.get(name) != "text":
+                    kind = "text" if isinstance(value, str) else kind_of(value)
+                    found[name] = kind if found.get(name, kind) == kind else "text"
+        return {**kinds, **found}
+
+    def _plan(self) -> list[_Photo]:
+        """The source's photos; attributes that do not fit their column and names that cannot be kept go to quarantine."""
+        out: list[_Photo] = []
+        seen: set[str] = set()
+        files = self.rows.select(["lk_path", "lk_size", "lk_mtime", "lk_digest"]).to_pylist()
+        for product in self.source.products:
+            label = product.where or product.id
+            if not product.id.isprintable() or not product.id:
+                self.quarantined.append(
+                    Quarantined(label, f"the id {product.id!r} is empty or cannot be printed; change it")
+                )
+                self.broken.add(product.id)
+                continue
+            product = self._usable(product, label)
+            for position, photo in enumerate(product.photos):
+                path = os.path.abspath(photo)
+                try:
+                    path.encode()
+                    status = os.stat(path)
+                except (OSError, ValueError) as error:
+                    why = (
+                        error.strerror
+                        if isinstance(error, OSError)
+                        else "no name that a file can have in UTF-8; rename it"
+                    )
+                    self.quarantined.append(Quarantined(label, f"{path}: {why}"))
+                    self.broken.add(product.id)
+                    continue
+                key = photo_key(product.id, position)
+                if key in seen:
+                    raise InputError(
+                        f"{label}: the id {product.id!r} occurs twice in {self.source.key}; ids must differ"
+                    )
+                seen.add(key)
+                row = files[self.known[key]] if key in self.known else None
+                same = row is not None and (row["lk_path"], row["lk_size"], row["lk_mtime"]) == (
+                    path, status.st_size, status.st_mtime_ns,
+                )  # fmt: skip
+                digest = row["lk_digest"] if row else None
+                out.append(_Photo(key, product, position, path, status.st_size, status.st_mtime_ns, digest, same))
+        return out
+
+    def _usable(self, product: Product, label: str) -> Product:
+        """The product with its values in their columns' kinds; one that does not fit is left out and told."""
+        values: dict[str, Value] = {}
+        for name, value in product.attributes.items():
+            if value is None:
+                continue
+            try:
+                values[name] = _fitting(name, value, self.kinds[name])
+            except ValueError as error:
+                self.quarantined.append(Quarantined(f"{label}, id {product.id}", str(error)))
+        title = product.title
+        if not is_unicode(title):
+            self.quarantined.append(
+                Quarantined(f"{label}, id {product.id}", "the title is not Unicode; it is left out")
+            )
+            title = ""
+        return replace(product, attributes=values, title=title)
+
+    def _take_over(self) -> None:
+        """Photos that another source brought: the same content moves over, other content is refused.
+
+        Raises:
+            InputError: naming the first few.
+        """
+        sources = self.rows["lk_source"].to_pylist()
+        clashes = []
+        for photo in self.photos:
+            row = self.known.get(photo.key)
+            if row is None or sources[row] == self.source.key:
+                continue
+            try:
+                same = images.digest(images.load(photo.path)) == photo.known
+            except InputError:
+                continue  # it will be quarantined when it is read
+            if not same:
+                clashes.append(f"{photo.product.id!r} (already from {sources[row]})")
+        if clashes:
+            more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
+            raise InputError(
+                f"{self.source.key}: ids that the catalog has with other content: {', '.join(clashes[:5])}{more}. "
+                "Nothing was changed; remove those products first, or index into another --catalog"
+            )
+
+    def _manifest(self, encoder_name: str, drawn: bool) -> None:
+        old = self.store.manifest()
+        if old is None:
+            made = Manifest(encoder_name, self.encoder.id, self.encoder.dim, self.source.roles, self.kinds, drawn)
+            self.store.create(made)
+        else:
+            new = replace(old, roles={**self.source.roles, **old.roles}, kinds=self.kinds, drawn=old.drawn and drawn)
+            if new != old:
+                self.store.write_manifest(new)
+
+    # Doing
+
+    def sync(self, progress: Progress, workers: int) -> None:
+        """Read, encode and commit what is not in the catalog as it is in the source."""
+        changed = self._changed()
+        todo = [p for p in self.photos if not p.same_file or p.key in changed]
+        done = self.report.unchanged = len(self.photos) - len(todo)
+        total = len(self.photos)
+        progress(done, total)
+        if any(p.known for p in todo):
+            self._load_vectors()  # before a commit of this run replaces some of them
+        batch = _Batch(self)
+        waiting: list[_Read] = []
+        try:
+            for read in self._read_ahead(todo, workers):
+                if read.reason:
+                    self.quarantined.append(Quarantined(read.photo.path, read.reason))
+                elif read.photo.known == read.digest and read.photo.key not in changed:
+                    batch.add(read, self._vector(read.digest))  # only touched: its new time is worth keeping
+                    self.report.unchanged += 1
+                elif read.pixels is None:
+                    batch.add(read, self._vector(read.digest))
+                    self._count(read.photo)
+                else:
+                    waiting.append(read)
+                    if len(waiting) == BATCH:
+                        self._encode(waiting, batch)
+                done += 1
+                progress(done, total)
+            self._encode(waiting, batch)
+        finally:  # interrupted, too: what is encoded is kept
+            batch.commit()
+
+    def _changed(self) -> set[str]:
+        """Keys of known photos whose product's columns, or whose source, are not as the catalog has them."""
+        mine = {"lk_title": "title", "lk_source": "source"}
+        names = [n for n in self.kinds if n in self.rows.column_names]
+        table = self.rows.select([*mine, *names]).to_pylist()
+        out = set()
+        for photo in self.photos:
+            row = self.known.get(photo.key)
+            if row is None:
+                continue
+            old, new = table[row], photo.product
+            if (old["lk_title"] or "", old["lk_source"]) != (new.title, self.source.key) or any(
+                old.get(n) != new.attributes.get(n) for n in self.kinds
+            ):
+                out.add(photo.key)
+        return out
+
+    def _read_ahead(self, todo: Sequence[_Photo], workers: int) -> Iterator[_Read]:
+        """Photos read and decoded by threads, in order, at most ``AHEAD`` ahead."""
+        pending: deque[Future[_Read]] = deque()
+        pool = ThreadPoolExecutor(workers, "lookalike-read")
+        try:
+            rest = iter(todo)
+            pending.extend(pool.submit(self._read, p) for p in itertools.islice(rest, AHEAD))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(self._read, p) for p in itertools.islice(rest, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, photo: _Photo) -> _Read:
+        try:
+            content = images.load(photo.path)
+            digest = images.digest(content)
+            if digest in self.digests:
+                return _Read(photo, digest)
+            image = images.read(content, at_least=max(self.encoder.size), name=photo.path)
+            return _Read(photo, digest, self.encoder.prepare(image))
+        except (ImageError, InputError) as error:
+            return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
+
+    def _encode(self, waiting: list[_Read], batch: _Batch) -> None:
+        if waiting:
+            pixels = np.stack([r.pixels for r in waiting if r.pixels is not None])
+            for read, vector in zip(waiting, self.encoder.encode_photos(pixels), strict=True):
+                batch.add(read, vector)
+                self._count(read.photo)
+            waiting.clear()
+
+    def _count(self, photo: _Photo) -> None:
+        if photo.key in self.known:
+            self.report.updated += 1
+        else:
+            self.report.added += 1
+
+    def _vector(self, digest: str) -> NDArray[np.float32]:
+        """The vector that the catalog had for this content when the run began."""
+        if self.vectors is None:
+            self._load_vectors()
+        assert self.vectors is not None
+        return self.vectors[digest]
+
+    def _load_vectors(self) -> None:
+        rows = self.store.rows(["lk_digest", "lk_vector"])
+        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        self.vectors = dict(zip(rows["lk_digest"].to_pylist(), flat.reshape(len(rows), -1), strict=True))
+
+    def prune(self) -> None:
+        """Remove what the catalog has from this source and the source no longer has."""
+        here = {p.key for p in self.photos}
+        sources = self.rows["lk_source"].to_pylist()
+        ids, paths = self.rows["lk_id"].to_pylist(), self.rows["lk_path"].to_pylist()
+        hidden = tuple(self.source.unreadable)
+        gone = [
+            key
+            for key, n in self.known.items()
+            if sources[n] == self.source.key and key not in here and ids[n] not in self.broken
+            and not (hidden and paths[n].startswith(hidden))
+        ]  # fmt: skip
+        self.store.delete(gone)
+        self.report.removed = len(gone)
+
+
+class _Batch:
+    """Rows waiting for one commit."""
+
+    def __init__(self, run: _Run):
+        self.run = run
+        self.reads: list[_Read] = []
+        self.vectors: list[NDArray[np.float32]] = []
+        self.since = time.monotonic()
+
+    def add(self, read: _Read, vector: NDArray[np.float32]) -> None:
+        self.reads.append(replace(read, pixels=None))
+        self.vectors.append(vector)
+        if len(self.reads) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        reads, vectors = self.reads, self.vectors
+        self.reads, self.vectors = [], []
+        if reads:
+            replaces = any(r.photo.key in self.run.known for r in reads)
+            self.run.store.commit(self._table(reads, vectors), replaces=replaces)
+            self.run.store.compact()
+        self.since = time.monotonic()
+
+    def _table(self, reads: list[_Read], vectors: list[NDArray[np.float32]]) -> pa.Table:
+        run, photos = self.run, [r.photo for r in reads]
+        ours: dict[str, Iterable[Any]] = {
+            "lk_photo": [p.key for p in photos],
+            "lk_id": [p.product.id for p in photos],
+            "lk_position": [p.position for p in photos],
+            "lk_title": [p.product.title for p in photos],
+            "lk_source": [run.source.key] * len(reads),
+            "lk_path": [p.path for p in photos],
+            "lk_digest": [r.digest for r in reads],
+            "lk_size": [p.size for p in photos],
+            "lk_mtime": [p.mtime for p in photos],
+            "lk_encoder": [run.encoder.id] * len(reads),
+        }
+        wanted = schema(run.encoder.dim)
+        arrays = [pa.array(list(v), wanted.field(k).type) for k, v in ours.items()]
+        flat = pa.array(np.concatenate(vectors).astype(np.float32))
+        arrays.append(pa.FixedSizeListArray.from_arrays(flat, run.encoder.dim))
+        fields = list(wanted)
+        for name, kind in run.kinds.items():
+            fields.append(pa.field(name, ARROW[kind]))
+            arrays.append(pa.array([p.product.attributes.get(name) for p in photos], ARROW[kind]))
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _fitting(name: str, value: Value, kind: str) -> Value:
+    """The value in its column's kind. Raises ValueError, saying what does not fit."""
+    if kind == "text":
+        text = as_text(value)
+        if is_unicode(text):
+            return text
+        raise ValueError(f"{name}: not Unicode; the cell is left out")
+    if kind == "flag" and isinstance(value, bool):
+        return value
+    if kind == "flag" and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind == "number" and value is not None and kind_of(value) == "number":
+        return float(value)
+    raise ValueError(
+        f"{name}: {value!r} is not a {kind}, which this column holds; the cell is left out. Mend it, or index into another "
+        "--catalog, where the column becomes text"
+    )
+
+
+def remove(store: Store, ids: Sequence[str]) -> int:
+    """Remove products; returns how many photos went.
+
+    Raises:
+        InputError: one of them is not in the catalog; nothing was changed.
+    """
+    wanted = set(ids)
+    with store.writing("remove"):
+        rows = store.rows(["lk_photo", "lk_id"])
+        found = [
+            (k, i) for k, i in zip(*(rows[c].to_pylist() for c in ("lk_photo", "lk_id")), strict=True) if i in wanted
+        ]
+        missing = sorted(wanted - {i for _, i in found})
+        if missing:
+            raise InputError(f"no product {missing[0]!r} in the catalog; nothing was removed")
+        store.delete(k for k, _ in found)
+    return len(found)
+
+
+def verify(store: Store, progress: Progress | None = None) -> dict[str, Any]:
+    """Compare the catalog with itself and with the files on disk.
+
+    Returns:
+        ``{"photos", "damaged": [...], "changed": [...], "missing": [...]}``: rows that cannot be trusted, and files that
+        are no longer as indexed or no longer there.
+
+    Raises:
+        CatalogError: it cannot be read at all.
+    """
+    rows = store.rows()
+    manifest = store.manifest()
+    damaged: list[str] = []
+    changed: list[str] = []
+    missing: list[str] = []
+    keys = rows["lk_photo"].to_pylist()
+    if len(set(keys)) != len(keys):
+        damaged.append(f"{len(keys) - len(set(keys))} photos stand twice")
+    if len(rows) and manifest:
+        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        lengths = np.linalg.norm(flat.reshape(len(rows), -1), axis=1)
+        bad = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
+        damaged += [
+            f"{rows['lk_id'][int(n)].as_py()}: its vector has length {lengths[n]:.3f}, not 1" for n in bad[:100]
+        ]
+        others = set(rows["lk_encoder"].to_pylist()) - {manifest.encoder_id}
+        damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
+    for n, (path, digest) in enumerate(zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True)):
+        if not Path(path).is_file():
+            missing.append(path)
+        else:
+            try:
+                if images.digest(images.load(path)) != digest:
+                    changed.append(path)
+            except InputError as error:
+                changed.append(str(error))
+        if progress:
+            progress(n + 1, len(rows))
+    return {"photos": len(rows), "damaged": damaged, "changed": changed, "missing": missing}

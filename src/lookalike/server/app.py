@@ -1,0 +1,296 @@
+"""The routes. Work happens in threads, on the snapshot that is there; a newer one is loaded beside it and swapped in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from lookalike import __version__, images, types
+from lookalike import where as filters
+from lookalike.catalog import Catalog
+from lookalike.errors import InputError, LookalikeError, NotFound, UsageError
+from lookalike.search import MAX_K
+from lookalike.server.security import Guard, decoded, problem
+
+WEB = Path(__file__).parent.parent / "web"
+POLL_SECONDS = 1.0
+log = logging.getLogger("lookalike")
+
+
+class Not(BaseModel):
+    """What is not wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str | list[str] = []
+    like: str | list[str] = []
+
+
+class SearchRequest(BaseModel):
+    """A search: any mix of photo, words and "like product X", within a filter."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    image: str | None = Field(None, description="A photo's bytes, base64.")
+    text: str = ""
+    like: str | list[str] = []
+    not_: Not = Field(default_factory=Not, alias="not")
+    where: str = Field("", description="gender = 'Women' and price < 50")
+    k: int = Field(12, ge=1, le=MAX_K)
+    crop: list[float] | None = Field(None, description="[x0, y0, x1, y1] in fractions of the upright photo.")
+    weights: dict[str, float] = Field(default_factory=dict, description="photo, text, like: 1 each.")
+    lexical: float = Field(0.0, ge=0, le=1, description="Share of word matching over titles and attributes.")
+    pure: bool = Field(False, description="The plain order of the photo vectors.")
+
+    def query(self, upload: bytes | None = None) -> types.Query:
+        """As the rest of Lookalike knows it. Raises UsageError where the image is not base64."""
+        image = upload
+        if image is None and self.image is not None:
+            try:
+                image = base64.b64decode(self.image, validate=True)
+            except ValueError:  # binascii.Error, or characters outside ASCII
+                raise UsageError("image is not base64; send the photo's bytes encoded so, or as multipart") from None
+        return types.Query(
+            image=image, text=self.text, like=_several(self.like), not_text=_several(self.not_.text),
+            not_like=_several(self.not_.like), where=self.where, k=self.k, crop=self.crop, weights=self.weights,
+            lexical=self.lexical, pure=self.pure,
+        )  # fmt: skip
+
+
+def create_app(catalog: Catalog, api_key: str = "", hosts: set[str] | None = None) -> FastAPI:
+    """The application over one catalog.
+
+    Args:
+        catalog: what is searched; its encoder and snapshot are loaded at start-up.
+        api_key: wanted of every call under ``/api/``, if not empty.
+        hosts: Host headers answered without a key; loopback names by default.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
+        await run_in_threadpool(lambda: (catalog.encoder, catalog.snapshot(), _facets(catalog, "id is null")))
+        watch = asyncio.create_task(_watch(catalog))
+        app.state.ready = True
+        yield
+        app.state.ready = False
+        watch.cancel()
+
+    # The default documentation pages load scripts from elsewhere; the description itself is at /openapi.json.
+    app = FastAPI(title="Lookalike", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.ready = False
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts)
+    _errors(app)
+    _searches(app, catalog)
+    _things(app, catalog)
+    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    return app
+
+
+async def _watch(catalog: Catalog) -> None:
+    """Load a newer version when there is one. A failed load keeps the old one and is tried again."""
+    told = ""
+    while True:
+        await asyncio.sleep(POLL_SECONDS)
+        try:
+            await run_in_threadpool(catalog.snapshot)
+            told = ""
+        except Exception as error:
+            if str(error) != told:  # once, not every second
+                told = str(error)
+                log.warning("the new version of the catalog cannot be read, the old one goes on answering: %s", told)
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(LookalikeError)
+    async def ours(request: Request, error: LookalikeError) -> JSONResponse:
+        return problem(error.status, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(422, _first(error.errors()))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, "this is a bug in lookalike; its log has the details")
+
+
+def _searches(app: FastAPI, catalog: Catalog) -> None:
+    async def answer(fields: dict[str, Any], upload: bytes | None) -> dict[str, Any]:
+        try:
+            query = SearchRequest.model_validate(fields).query(upload)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+
+        def work() -> dict[str, Any]:
+            found = catalog.answer(query, refresh=False)
+            return {
+                "hits": [h.to_json() for h in found.hits],
+                "total": found.total,
+                "facets": _facets(catalog, query.where)["facets"],
+                "took_ms": round(found.took_ms, 2),
+            }
+
+        return await run_in_threadpool(work)
+
+    schema = SearchRequest.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    schema["properties"]["not"] = Not.model_json_schema()
+    contents = {t: {"schema": schema} for t in ("application/json", "multipart/form-data")}
+
+    @app.post("/api/search", openapi_extra={"requestBody": {"content": contents}})
+    async def search(request: Request) -> dict[str, Any]:
+        """Search by photo, words, likes, or several at once; multipart (image as a file) or JSON (image as base64)."""
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind == "application/json":
+            try:
+                fields = await request.json()
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"the body is not JSON ({error})") from None
+            if not isinstance(fields, dict):
+                raise UsageError("the body must be a JSON object")
+            return await answer(fields, None)
+        if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            raise HTTPException(415, f"{kind or 'no content type'}: send multipart/form-data or application/json")
+        async with request.form(max_files=1, max_fields=200) as form:
+            upload = None
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile) and (value.filename or value.size):  # else a field left empty
+                    if name != "image":
+                        raise UsageError(f"a file in the field {name!r}; a photo goes into the field image")
+                    upload = await value.read()
+            pairs = [(k, v) for k, v in form.multi_items() if isinstance(v, str)]
+        return await answer(_fields(pairs), upload)
+
+    @app.get("/api/search")
+    async def search_by_address(
+        request: Request,
+        text: str = "",
+        like: Annotated[list[str] | None, Query()] = None,
+        where: str = "",
+        k: Annotated[int, Query(ge=1, le=MAX_K)] = 12,
+        lexical: Annotated[float, Query(ge=0, le=1)] = 0.0,
+        pure: bool = False,
+    ) -> dict[str, Any]:
+        """The same search without an upload; ``not`` and ``weights`` are written as JSON."""
+        return await answer(_fields(request.query_params.multi_items()), None)
+
+
+def _things(app: FastAPI, catalog: Catalog) -> None:
+    @app.get("/api/products")
+    def products(where: str = "", limit: Annotated[int, Query(ge=1, le=MAX_K)] = 24) -> dict[str, Any]:
+        """The first products by id that pass the filter; without one, some spread evenly over the catalog."""
+        snapshot = catalog.snapshot(refresh=False)
+        mask = snapshot.mask(filters.parse(where) if where.strip() else None)
+        if mask is None:
+            chosen = np.unique(np.linspace(0, len(snapshot) - 1, min(limit, len(snapshot))).astype(int))
+        else:
+            chosen = np.flatnonzero(mask)[:limit]
+        return {"products": [catalog.product(snapshot.ids[n], refresh=False) for n in chosen]}
+
+    @app.get("/api/products/{identity:path}")
+    def product(identity: str) -> dict[str, Any]:
+        """One product with its attributes and the ids of its photos."""
+        return catalog.product(identity, refresh=False)
+
+    @lru_cache(maxsize=1024)
+    def thumbnail(path: str, version: int, width: int) -> bytes:
+        return images.thumbnail(images.read(path, at_least=width), width)
+
+    @app.get("/api/photos/{photo_id}", response_class=Response)
+    def photo(photo_id: str, width: Annotated[int, Query(ge=16, le=2048)] = 480) -> Response:
+        """A photo as JPEG without metadata, at most ``width`` pixels wide."""
+        snapshot = catalog.snapshot(refresh=False)
+        path = snapshot.paths[snapshot.photo(photo_id)]
+        try:
+            content = thumbnail(path, snapshot.version, width)
+        except InputError:  # its message has the path, which stays here
+            raise NotFound(f"the file of photo {photo_id} is gone or damaged; run index again") from None
+        return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=300"})
+
+    @app.get("/api/facets")
+    def facets(where: str = "") -> dict[str, Any]:
+        """Counts of each column's values among the products that pass the filter."""
+        return _facets(catalog, where)
+
+    @app.get("/api/status")
+    def status() -> dict[str, Any]:
+        """What the catalog holds, and what the encoder can."""
+        found = catalog.status(refresh=False)
+        found.pop("catalog")  # a path of this machine
+        encoder = {"name": catalog.encoder.name, "id": catalog.encoder.id, "dim": catalog.encoder.dim}
+        found["encoder"] = {**encoder, "text": catalog.encoder.reads_text}
+        if Path(catalog.encoder.name).is_absolute():
+            found["encoder"]["name"] = Path(catalog.encoder.name).name
+        return {"name": "lookalike", "version": __version__, **found}
+
+    @app.get("/healthz")
+    def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=None)
+    def ready() -> dict[str, str] | JSONResponse:
+        """Searches are answered."""
+        return {"status": "ok"} if app.state.ready else problem(503, "starting")
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(WEB / "index.html")
+
+
+def _facets(catalog: Catalog, where: str) -> dict[str, Any]:
+    snapshot = catalog.snapshot(refresh=False)
+    expression = filters.parse(where) if where.strip() else None
+    mask = snapshot.mask(expression)
+    return {"products": len(snapshot) if mask is None else int(mask.sum()), "facets": snapshot.facets(expression)}
+
+
+def _fields(pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Form or address fields → those of ``SearchRequest``. Raises UsageError naming the field."""
+    out: dict[str, Any] = {}
+    for name, value in pairs:
+        if name == "like":
+            out.setdefault("like", []).append(value)
+        elif name == "image":
+            if value:
+                raise UsageError("image must be a file part")
+        elif name in ("not", "weights", "crop"):
+            try:
+                out[name] = decoded(name, value)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        elif name in out:
+            raise UsageError(f"{name} is given twice")
+        else:
+            out[name] = value
+    return out
+
+
+def _first(errors: Any) -> str:
+    """The first of pydantic's findings in a sentence that names the field."""
+    found: Mapping[str, Any] = errors[0]
+    place = ".".join(str(p) for p in found["loc"] if p not in ("query", "body"))
+    return f"{place or 'the request'}: {found['msg'].lower()}"
+
+
+def _several(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

@@ -1,0 +1,261 @@
+"""One version of a catalog in memory: what answers searches. Immutable; swapped whole when a newer version is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lookalike import where as filters
+from lookalike.errors import CatalogError, NotFound
+from lookalike.indexes import exact
+from lookalike.indexes.lexical import Lexical
+from lookalike.store import PREFIX, Manifest, Store
+from lookalike.types import Value
+
+FACET_VALUES = 200
+"""A text column with more values than this is no facet (titles, codes)."""
+
+
+MASKS = 16
+"""Filters whose masks are kept, a byte a product each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A product found: its position, its best photo's row, the cosine."""
+
+    product: int
+    row: int
+    score: float
+
+
+class Snapshot:
+    """Products in order of id, their photos' rows beside them, and the vectors.
+
+    ``vectors`` (photos, dim) float32; ``first`` (products,) is the row of each product's first photo; ``table`` has one
+    row per product: the attributes under their own names, and the roles (id, title, image, category …) as aliases.
+    """
+
+    def __init__(self, store: Store):
+        """Load the latest version.
+
+        Raises:
+            CatalogError: it cannot be read, or holds vectors of another encoder than its manifest says.
+        """
+        self.stamp = store.stamp()
+        self.version = self.stamp[0]
+        self.manifest: Manifest | None = store.manifest()
+        rows = store.rows(version=self.version or None)
+        rows = rows.take(pc.sort_indices(rows, [("lk_id", "ascending"), ("lk_position", "ascending")])).combine_chunks()
+        self._check(rows, store)
+        dim = rows.schema.field("lk_vector").type.list_size
+        flat = rows["lk_vector"].combine_chunks()
+        values = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) and flat.num_chunks else flat
+        self.vectors: NDArray[np.float32] = (
+            np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim))
+            if len(rows)
+            else np.empty((0, dim), np.float32)
+        )
+        ids = rows["lk_id"].to_numpy(zero_copy_only=False)
+        self.first: NDArray[np.intp] = np.flatnonzero(np.r_[len(ids) > 0, ids[1:] != ids[:-1]][: len(ids)])
+        self.ids: list[str] = list(ids[self.first])
+        self.photos: list[str] = rows["lk_photo"].to_pylist()
+        self.paths: list[str] = rows["lk_path"].to_pylist()
+        self.titles: list[str] = [t or "" for t in rows["lk_title"].take(pa.array(self.first)).to_pylist()]
+        self._product: dict[str, int] = dict(zip(self.ids, range(len(self.ids)), strict=True))
+        self._photo: dict[str, int] = dict(zip(self.photos, range(len(self.photos)), strict=True))
+        self._one_each = len(self.first) == len(self.photos)
+        if not self._one_each:
+            self._owner = np.repeat(np.arange(len(self.first)), np.diff(np.r_[self.first, len(self.photos)]))
+        self.attributes, self.table = self._columns(rows.take(pa.array(self.first)))
+        self._mask = _remembered(self.table)
+
+    def _check(self, rows: pa.Table, store: Store) -> None:
+        if self.manifest is None or not len(rows):
+            return
+        made_by = pc.unique(rows["lk_encoder"]).to_pylist()
+        if made_by != [self.manifest.encoder_id]:
+            raise CatalogError(
+                f"{store.directory}: its vectors were made by {', '.join(made_by)}, its catalog.json says "
+                f"{self.manifest.encoder_id}; restore it from a backup, or remove it and index again"
+            )
+
+    def _columns(self, products: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """The source's own columns, and those with the roles' aliases for filters."""
+        own = {}
+        for name in products.column_names:
+            if not name.startswith(PREFIX) and products[name].null_count < len(products):
+                column = products[name].combine_chunks()
+                own[name] = column.dictionary_encode() if pa.types.is_string(column.type) else column
+        aliases: dict[str, Any] = {}
+        roles = self.manifest.roles if self.manifest else {}
+        fixed = {"id": "lk_id", "title": "lk_title", "image": "lk_path"}
+        for role, column in fixed.items():
+            aliases[role] = products[column]
+            if role != "image" and roles.get(role):
+                aliases.setdefault(roles[role], products[column])
+        for role, name in roles.items():
+            if role not in fixed and name in own and role not in own:
+                aliases[role] = own[name]
+        return pa.table(own), pa.table({**own, **aliases})
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    # Looking things up
+
+    def product(self, identity: str) -> int:
+        """Position of a product. Raises NotFound."""
+        try:
+            return self._product[identity]
+        except KeyError:
+            raise NotFound(f"no product {identity!r} in the catalog") from None
+
+    def photo(self, photo: str) -> int:
+        """Row of a photo. Raises NotFound."""
+        try:
+            return self._photo[photo]
+        except KeyError:
+            raise NotFound(f"no photo {photo!r} in the catalog") from None
+
+    def rows(self, product: int) -> range:
+        """The rows of a product's photos."""
+        end = int(self.first[product + 1]) if product + 1 < len(self.first) else len(self.photos)
+        return range(int(self.first[product]), end)
+
+    def attributes_of(self, products: Sequence[int]) -> list[dict[str, Value]]:
+        """Attributes of some products under their own names, missing ones left out."""
+        if not self.attributes.column_names:
+            return [{} for _ in products]
+        taken = self.attributes.take(pa.array(products, pa.int64())).to_pylist()
+        return [{c: number(v) for c, v in row.items() if v is not None} for row in taken]
+
+    @cached_property
+    def lexical(self) -> Lexical:
+        """Word matching over titles, ids and text attributes; built on first use."""
+        columns = [
+            c for c in self.attributes.column_names if pa.types.is_dictionary(self.attributes.schema.field(c).type)
+        ]
+        texts = zip(self.titles, self.ids, *[self.attributes[c].to_pylist() for c in columns], strict=True)
+        return Lexical([" ".join(t for t in parts if t) for parts in texts])
+
+    # Filters and facets
+
+    def mask(self, expression: filters.Expr | None) -> NDArray[np.bool_] | None:
+        """Which products pass a filter, (products,); None where there is no filter. Raises UsageError."""
+        return None if expression is None else self._mask(expression)
+
+    def facets(self, expression: filters.Expr | None = None) -> list[dict[str, Any]]:
+        """Counts of each column's values among the products that pass the filter, the column's own conditions left out.
+
+        A text or flag column gives ``{"column", "kind": "values", "values": [{"value", "count"}, …]}``, most frequent
+        first; a number column gives ``{"column", "kind": "range", "min", "max"}``.
+        """
+        spoken = {c.casefold() for c in filters.columns(expression)} if expression else set()
+        everything = self.mask(expression)
+        same = {name: self._aliases(name) for name in self.attributes.column_names}
+        out: list[dict[str, Any]] = []
+        for name in self.attributes.column_names:
+            mask, reduced = everything, expression
+            if {alias.casefold() for alias in same[name]} & spoken:
+                for alias in same[name]:
+                    reduced = filters.without(reduced, alias)
+                mask = self.mask(reduced)
+            facet = self._facet(name, mask)
+            if facet:
+                out.append(facet)
+        return out
+
+    def _aliases(self, name: str) -> set[str]:
+        roles = self.manifest.roles if self.manifest else {}
+        return {name, *(role for role, column in roles.items() if column == name)}
+
+    def _facet(self, name: str, mask: NDArray[np.bool_] | None) -> dict[str, Any] | None:
+        column = self.attributes[name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = column.chunk(0) if column.num_chunks else column
+        if pa.types.is_floating(column.type):
+            values = column.to_numpy(zero_copy_only=False)
+            values = values[~np.isnan(values)] if mask is None else values[mask & ~np.isnan(values)]
+            if not len(values):
+                return None
+            return {"column": name, "kind": "range", "min": number(values.min()), "max": number(values.max())}
+        if pa.types.is_boolean(column.type):
+            column = pc.if_else(column, "true", "false").dictionary_encode()
+        if not 1 < len(column.dictionary) <= FACET_VALUES:
+            return None
+        codes = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
+        counts = np.bincount((codes if mask is None else codes[mask]) + 1, minlength=len(column.dictionary) + 1)[1:]
+        pairs = sorted(zip(column.dictionary.to_pylist(), counts.tolist(), strict=True), key=lambda p: (-p[1], p[0]))
+        values = [{"value": v, "count": c} for v, c in pairs if c]
+        return {"column": name, "kind": "values", "values": values} if values else None
+
+    # Searching
+
+    def search(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        mask: NDArray[np.bool_] | None = None,
+        without: Iterable[int] = (),
+        words: NDArray[np.float32] | None = None,
+        share: float = 0.0,
+    ) -> list[Found]:
+        """The ``k`` best products by their best photo, equal ones by id.
+
+        Args:
+            query: unit vector (dim,).
+            k: how many.
+            mask: products that may answer (products,), or None for all.
+            without: products that may not.
+            words: scores of word matching (products,), 0 … 1, mixed in with ``share``: it changes the order, while the
+                reported score stays the cosine.
+            share: 0 … 1.
+        """
+        if not len(self):
+            return []
+        excluded = list(without)
+        if excluded:
+            mask = np.ones(len(self), np.bool_) if mask is None else mask.copy()
+            mask[excluded] = False
+        scores = exact.scan(self.vectors, query, mask if mask is None or self._one_each else mask[self._owner])
+        best = scores if self._one_each else np.maximum.reduceat(scores, self.first)
+        order = best if words is None or not share else (1 - share) * best + share * words
+        found = []
+        for product in exact.top(order, k).tolist():
+            rows = self.rows(product)
+            row = rows[0] if len(rows) == 1 else rows[int(np.argmax(scores[rows.start : rows.stop]))]
+            found.append(Found(product, row, float(scores[row])))
+        return found
+
+
+def _remembered(table: pa.Table) -> Callable[[filters.Expr], NDArray[np.bool_]]:
+    """The masks of the latest filters: one request asks for its mask several times, and the next one often for the same."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+
+    def mask(expression: filters.Expr) -> NDArray[np.bool_]:
+        key = repr(expression)  # and not its hash, to which 1 and true are the same
+        found = masks.get(key)
+        if found is None:
+            found = filters.mask(expression, table)
+            found.flags.writeable = False
+            if len(masks) >= MASKS:
+                masks.clear()
+            masks[key] = found
+        return found
+
+    return mask
+
+
+def number(value: Any) -> Any:
+    """A whole float as an integer: numbers are kept as float64, but 2011.0 is no year."""
+    if isinstance(value, (float, np.floating)):
+        return int(value) if float(value).is_integer() else float(value)
+    return value

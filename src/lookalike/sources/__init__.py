@@ -1,0 +1,123 @@
+"""Where products come from: a folder of photos, a table, a known dataset's layout, or Python objects.
+
+A source is read whole before anything is written, so that what is wrong with it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lookalike.errors import InputError, UsageError
+from lookalike.types import Product, Quarantined
+
+ROLES = ("id", "title", "image", "category", "colour", "gender", "price")
+
+
+@dataclass
+class Source:
+    """Products in order, what could not be used of them, and what the columns mean.
+
+    ``key`` names the source for ``--prune``; ``roles`` maps a role to a column; ``left`` counts files that are no photos.
+    What is there but cannot be read just now must not be pruned: ``broken`` has the ids of such products, ``unreadable``
+    the folders.
+    """
+
+    key: str
+    products: list[Product]
+    roles: dict[str, str] = field(default_factory=dict)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    left: int = 0
+    broken: set[str] = field(default_factory=set)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def open_source(what: Any, roles: Mapping[str, str] | None = None, product_from: str = "photo") -> Source:
+    """Read a source whole.
+
+    Args:
+        what: a path of a folder or table, a pandas-like DataFrame, or an iterable of ``Product``.
+        roles: which columns of a table are ``id``, ``title``, ``image`` …, where their names do not say it.
+        product_from: ``photo`` (each photo of a folder is a product) or ``folder`` (each folder is one).
+
+    Raises:
+        InputError: nothing usable is there; the message says what was looked for.
+        UsageError: an unknown role, or an option that is not for this kind of source.
+    """
+    from lookalike.sources import folder, table
+
+    unknown = sorted(set(roles or {}) - set(ROLES))
+    if unknown:
+        raise UsageError(f"--map {unknown[0]}=…: no such role; the roles are {', '.join(ROLES)}")
+    if product_from not in ("photo", "folder"):
+        raise UsageError(f"--product-from {product_from}: choose photo or folder")
+    if isinstance(what, (str, Path)):
+        if "://" in str(what):
+            raise InputError(f"{what}: an address; download it first and give the local path")
+        path = _existing(Path(what).expanduser())
+        kaggle = (path / "styles.csv").is_file() and (path / "images").is_dir()
+        if product_from == "folder" and (kaggle or path.is_file()):
+            raise UsageError(f"--product-from is for folders of photos, {path} is a table; leave it out")
+        if path.is_file():
+            return table.read(path, roles)
+        if kaggle:
+            return table.read(path / "styles.csv", roles, key=str(path), image_from_id="images")
+        if roles:
+            raise UsageError(f"--map is for tables, {path} is a folder; leave it out")
+        return folder.read(path, product_from)
+    if hasattr(what, "to_dict") and hasattr(what, "columns"):
+        return table.from_records(what.to_dict("records"), roles, key="dataframe", base=Path.cwd(), name="DataFrame")
+    if isinstance(what, Iterable):
+        return from_products(what)
+    raise InputError(f"cannot index a {type(what).__name__}; give a path, a DataFrame, or products")
+
+
+def _existing(path: Path) -> Path:
+    try:
+        return path.resolve(strict=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file or folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def from_products(what: Iterable[Product]) -> Source:
+    """A source of Python objects.
+
+    Raises:
+        InputError: something in it is no Product, has a value that no column can hold, or two have one id.
+    """
+    from lookalike.sources.table import as_text, plain
+
+    products: list[Product] = []
+    seen: set[str] = set()
+    for n, product in enumerate(what):
+        if not isinstance(product, Product):
+            raise InputError(f"item {n}: a {type(product).__name__}, not a lookalike.Product")
+        if not isinstance(product.id, str) or not isinstance(product.title, str):
+            raise InputError(f"item {n}: id and title must be text, not {product.id!r} and {product.title!r}")
+        if product.id in seen:
+            raise InputError(f"item {n}: the id {product.id!r} occurs twice; ids must differ")
+        if isinstance(product.photos, (str, Path)):
+            product = replace(product, photos=[product.photos])
+        if not all(isinstance(p, (str, Path)) for p in product.photos):
+            raise InputError(f"item {n}, id {product.id}: photos must be paths of files")
+        if not all(isinstance(name, str) for name in product.attributes):
+            raise InputError(f"item {n}, id {product.id}: the names of attributes must be text")
+        seen.add(product.id)
+        values = {name: plain(value) for name, value in product.attributes.items()}
+        values = {name: as_text(value) if isinstance(value, list) else value for name, value in values.items()}
+        products.append(replace(product, attributes=values))
+    if not products:
+        raise InputError("no products given")
+    roles = {r: r for r in ("category", "colour", "gender", "price") if any(r in p.attributes for p in products)}
+    without = [p for p in products if not p.photos]
+    return Source(
+        key="python",
+        products=[p for p in products if p.photos],
+        roles=roles,
+        quarantined=[Quarantined(p.where or p.id, "the product has no photo") for p in without],
+        broken={p.id for p in without},
+    )

@@ -1,0 +1,407 @@
+"""The durable catalog: one directory, one row per photo, in Lance format (https://lancedb.github.io/lance/).
+
+    DIR/catalog.json      format version, encoder, column roles; written once, replaced whole
+    DIR/photos.lance/     the rows: product, photo, attributes, vector
+    DIR/quarantine.json   what could not be used, and why; replaced whole
+    DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who
+
+Knows nothing of images, encoders or searches. Lance itself never calls fsync, and two writers can duplicate keys: each
+commit here is made durable before it is acknowledged, and is made under one lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+
+from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch
+from lookalike.types import Quarantined
+
+FORMAT = 1
+"""Version of the layout above; a catalog of a later format is refused."""
+
+PREFIX = "lk_"
+"""Columns of ours begin so; all others are the source's attributes under their own names."""
+
+COMPACT_AT = 24
+"""Fragments after which a commit is followed by a compaction: small commits slow every later read."""
+
+KEEP_VERSIONS = timedelta(minutes=10)
+"""Readers of an older version go on reading it for this long."""
+
+
+def schema(dim: int) -> pa.Schema:
+    """Our columns; ``lk_photo`` is the key, ``lk_vector`` a unit vector of ``dim`` float32 made by ``lk_encoder``."""
+    return pa.schema(
+        [
+            pa.field("lk_photo", pa.string(), nullable=False),
+            pa.field("lk_id", pa.string(), nullable=False),
+            pa.field("lk_position", pa.int32(), nullable=False),
+            pa.field("lk_title", pa.string()),
+            pa.field("lk_source", pa.string(), nullable=False),
+            pa.field("lk_path", pa.string(), nullable=False),
+            pa.field("lk_digest", pa.string(), nullable=False),
+            pa.field("lk_size", pa.int64(), nullable=False),
+            pa.field("lk_mtime", pa.int64(), nullable=False),
+            pa.field("lk_encoder", pa.string(), nullable=False),
+            pa.field("lk_vector", pa.list_(pa.float32(), dim), nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``catalog.json`` holds.
+
+    ``roles`` maps a role (``id``, ``title``, ``image``, ``category``, ``colour``, ``gender``, ``price``) to the source's
+    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``.
+    """
+
+    encoder: str
+    encoder_id: str
+    dim: int
+    roles: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    drawn: bool = False
+    format: int = FORMAT
+
+
+ARROW = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
+
+
+class Store:
+    """One catalog directory. Reading needs no lock; writing happens inside ``with store.writing():``."""
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        if re.match(r"[A-Za-z][\w+.-]+:/", str(directory)):
+            raise CatalogError(f"{directory}: an address; catalogs are kept in a local directory so far")
+        # Absolute, because Lance would take the "a:" of a relative a:b for a protocol.
+        self.photos = self.directory.absolute() / "photos.lance"
+        if self.directory.exists() and not self.directory.is_dir():
+            raise CatalogError(f"{self.directory}: a file, not a catalog directory; give another --catalog")
+        if self.directory.is_dir() and not self.exists and any(self._foreign()):
+            raise CatalogError(
+                f"{self.directory}: not a catalog (no catalog.json, but other files); give an empty or new directory"
+            )
+
+    @property
+    def _manifest(self) -> Path:
+        return self.directory / "catalog.json"
+
+    def _foreign(self) -> Iterator[Path]:
+        ours = {"writer.lock", "writer.json", "quarantine.json", "catalog.json.part", "photos.lance"}
+        return (p for p in self.directory.iterdir() if p.name not in ours)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever committed here."""
+        return self._manifest.is_file()
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None for a catalog that does not exist yet.
+
+        Raises:
+            CatalogError: ``catalog.json`` is damaged, or of a later format.
+        """
+        if not self.exists:
+            return None
+        try:
+            content = json.loads(self._manifest.read_text("utf-8"))
+            if content.get("format", 0) > FORMAT:
+                raise CatalogError(
+                    f"{self.directory}: of format {content['format']}, this version reads up to {FORMAT}; upgrade lookalike"
+                )
+            if not isinstance(content["roles"], dict) or not isinstance(content["kinds"], dict):
+                raise ValueError("roles and kinds must be objects")
+            return Manifest(**content)
+        except OSError as error:
+            raise CatalogError(f"{self._manifest}: cannot be read ({error.strerror}); check its permissions") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CatalogError(f"{self._manifest}: damaged ({error}); {_MEND}") from error
+
+    def create(self, manifest: Manifest) -> None:
+        """Make an empty catalog: the empty table first, so that a catalog with a manifest always has one.
+
+        Raises:
+            CatalogError: rows without a manifest lie here, or the directory cannot be written.
+        """
+        import lance
+
+        with self._errors():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if self.photos.exists():  # left by a creation that was killed, unless it holds rows
+                with contextlib.suppress(ValueError, OSError):
+                    if lance.dataset(str(self.photos)).count_rows():
+                        raise CatalogError(f"{self.directory}: photos.lance is here but catalog.json is gone; {_MEND}")
+                shutil.rmtree(self.photos)
+            lance.write_dataset(schema(manifest.dim).empty_table(), str(self.photos), mode="create")
+            self._make_durable(set())
+        self.write_manifest(manifest)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace ``catalog.json``, durably."""
+        with self._errors():
+            _replace(self._manifest, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+
+    def check_encoder(self, encoder_id: str) -> None:
+        """Refuse vectors of another encoder.
+
+        Raises:
+            EncoderMismatch: the catalog was made by another one.
+        """
+        manifest = self.manifest()
+        if manifest and manifest.encoder_id != encoder_id:
+            raise EncoderMismatch(
+                f"{self.directory}: its vectors were made by {manifest.encoder_id}, not by {encoder_id}; "
+                f"use --encoder {manifest.encoder}, or index into another --catalog"
+            )
+
+    # Reading
+
+    def dataset(self) -> Any:
+        """The rows at their latest version (``lance.LanceDataset``).
+
+        Raises:
+            CatalogError: the rows cannot be opened.
+        """
+        import lance
+
+        with self._errors(reading=True):
+            dataset = lance.dataset(str(self.photos))
+            gone = set(schema(1).names) - set(dataset.schema.names)
+            if gone:  # a manifest of zeros opens as a table without columns
+                raise ValueError(f"photos.lance lacks the columns {', '.join(sorted(gone))}")
+            return dataset
+
+    def version(self) -> int:
+        """Version of the latest commit; 0 where there is none. Costs one directory listing."""
+        try:
+            with self._errors(reading=True), os.scandir(self.photos / "_versions") as entries:
+                names = [e.name.removesuffix(".manifest") for e in entries if e.name.endswith(".manifest")]
+        except CatalogError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return 0
+            raise
+        # Lance counts down from 2⁶⁴ − 1, so that the latest sorts first.
+        return max((2**64 - 1 - int(n) for n in names if n.isdigit()), default=0)
+
+    def stamp(self) -> tuple[int, int, int]:
+        """Changes with every commit, and when another catalog is put in this one's place."""
+        try:
+            status = self._manifest.stat()
+        except OSError:
+            return 0, 0, 0
+        return self.version(), status.st_ino, status.st_mtime_ns
+
+    def rows(self, columns: list[str] | None = None, version: int | None = None) -> pa.Table:
+        """Rows as Arrow; an empty table with our columns where the catalog does not exist yet.
+
+        Raises:
+            CatalogError: the rows cannot be read.
+        """
+        if self.manifest() is None:
+            empty = schema(1).empty_table()
+            return empty.select(columns) if columns else empty
+        dataset = self.dataset()
+        with self._errors(reading=True):
+            if version is not None and version != dataset.version:
+                dataset = dataset.checkout_version(version)
+            table = dataset.to_table(columns=[_on_disk(c) for c in columns] if columns else None)
+            return table.rename_columns([unquote(c) for c in table.column_names])
+
+    def columns(self) -> list[str]:
+        """Names of all columns; ours where the catalog does not exist yet."""
+        return [unquote(c) for c in self.dataset().schema.names] if self.exists else schema(1).names
+
+    def quarantine(self) -> list[Quarantined]:
+        """What could not be used in the last run over each source."""
+        return [Quarantined(e["item"], e["reason"]) for entries in self._quarantine().values() for e in entries]
+
+    def _quarantine(self) -> dict[str, list[dict[str, str]]]:
+        file = self.directory / "quarantine.json"
+        if not file.is_file():
+            return {}
+        try:
+            content: dict[str, list[dict[str, str]]] = json.loads(file.read_text("utf-8"))
+            for entries in content.values():
+                [(e["item"], e["reason"]) for e in entries]
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+            raise CatalogError(f"{file}: damaged ({error}); remove it and index again, it is made anew") from error
+        return content
+
+    # Writing
+
+    @contextlib.contextmanager
+    def writing(self, purpose: str = "index") -> Iterator[None]:
+        """Hold the catalog's one write lock.
+
+        Raises:
+            CatalogLocked: another process holds it; the message names it.
+            CatalogError: the directory cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        with self._errors():
+            self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / "writer.lock")
+        holder = self.directory / "writer.json"
+        with self._errors():
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise CatalogLocked(
+                    f"{self.directory}: {_who(holder)} is writing to it; wait for that to end, or stop it, and try again"
+                ) from None
+        try:
+            me = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": time.strftime("%F %T")}
+            with self._errors():
+                _replace(holder, json.dumps(me))
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def commit(self, rows: pa.Table, *, replaces: bool) -> None:
+        """Add rows, or put them in the place of those with the same ``lk_photo`` where ``replaces``: one atomic commit.
+
+        On return the rows are on the disk. Raises CatalogError (disk full, not writable), and then nothing has changed.
+        """
+        import lance
+
+        dataset = self.dataset()
+        with self._errors():
+            before = self._files()
+            rows = rows.rename_columns([_on_disk(c) for c in rows.column_names])
+            missing = [f for f in rows.schema if f.name not in dataset.schema.names]
+            if missing:
+                dataset.add_columns(missing)
+            if replaces:
+                merge = dataset.merge_insert("lk_photo").when_matched_update_all().when_not_matched_insert_all()
+                merge.execute(_with_all(rows, dataset.schema))
+            else:
+                lance.write_dataset(rows, str(self.photos), mode="append")
+            self._make_durable(before)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove the photos with these ``lk_photo`` keys: one atomic, durable commit."""
+        keys = sorted(keys)
+        if not keys:
+            return
+        dataset = self.dataset()
+        with self._errors():
+            before = self._files()
+            dataset.delete("lk_photo in (" + ",".join(f"'{k}'" for k in keys) + ")")
+            self._make_durable(before)
+
+    def write_quarantine(self, source: str, entries: list[Quarantined]) -> None:
+        """Replace what is known of one source."""
+        content = self._quarantine()
+        content.pop(source, None)
+        if entries:
+            content[source] = [{"item": _printable(e.item), "reason": _printable(e.reason)} for e in entries]
+        with self._errors():
+            _replace(self.directory / "quarantine.json", json.dumps(content, indent=1, ensure_ascii=False))
+
+    def compact(self, *, force: bool = False) -> bool:
+        """Merge small fragments and drop versions older than ten minutes, where that is due."""
+        dataset = self.dataset()
+        if not force and len(dataset.get_fragments()) < COMPACT_AT:
+            return False
+        with self._errors():
+            before = self._files()
+            dataset.optimize.compact_files()
+            self._make_durable(before)
+            dataset.cleanup_old_versions(older_than=KEEP_VERSIONS)
+        return True
+
+    def _files(self) -> set[str]:
+        return {str(p) for p in self.photos.rglob("*") if p.is_file()}
+
+    def _make_durable(self, before: set[str]) -> None:
+        """Fsync what is new, data before the manifests that name it, and the directories that hold them."""
+        new = sorted(self._files() - before, key=lambda p: (p.endswith(".manifest"), p))
+        folders = {str(Path(p).parent) for p in new} | {str(self.photos), str(self.directory)}
+        for path in [*new, *sorted(folders)]:
+            with contextlib.suppress(FileNotFoundError):
+                _fsync(path)
+
+    @contextlib.contextmanager
+    def _errors(self, reading: bool = False) -> Iterator[None]:
+        """Lance's and the system's errors as one of ours that names the catalog and the mend."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+            message = str(error)
+            if "No space left" in message or getattr(error, "errno", 0) == 28:
+                raise CatalogError(
+                    f"{self.directory}: the disk is full; nothing of this batch was kept. Free some space and run again"
+                ) from error
+            if isinstance(error, PermissionError) or "ermission denied" in message or "Read-only" in message:
+                raise CatalogError(f"{self.directory}: cannot be written ({message}); check its permissions") from error
+            short = message.split(", /")[0].split("\n")[0][:300]
+            mend = _MEND if reading else "nothing of this batch was kept, what was there before is untouched"
+            raise CatalogError(f"{self.directory}: {short}; {mend}") from error
+
+
+_MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
+
+
+def _on_disk(column: str) -> str:
+    """A source's column name as Lance takes it: dots (and whatever else is special somewhere) as %2E."""
+    return quote(column, safe=" ").replace(".", "%2E")
+
+
+def _printable(text: str) -> str:
+    """Names of files need not be UTF-8; what is written down must be."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _with_all(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """``rows`` with every column of ``wanted`` in its order, nulls where missing: a merge wants them all."""
+    return pa.table(
+        [rows[f.name].cast(f.type) if f.name in rows.schema.names else pa.nulls(len(rows), f.type) for f in wanted],
+        schema=wanted,
+    )
+
+
+def _who(holder: Path) -> str:
+    try:
+        h = json.loads(holder.read_text())
+        return f"process {h['pid']} on {h['host']} ({h['purpose']}, since {h['since']})"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _fsync(path: str) -> None:
+    if sys.platform == "win32" and Path(path).is_dir():
+        return  # directories have no descriptor there; the file system journals them
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    part.replace(file)
+    _fsync(str(file.parent))

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lookalike
+import lookalike.sources
+from conftest import COLOURS, draw, write_csv
+from lookalike import indexing
+from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch, InputError, NotFound
+from lookalike.types import Product
+
+
+def counts(report: indexing.Report) -> tuple[int, int, int, int, int]:
+    return report.added, report.updated, report.unchanged, report.removed, report.quarantined
+
+
+def test_sync_adds_then_leaves_then_updates_then_prunes(tmp_path: Path, folder: Path):
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    assert counts(catalog.index(folder)) == (24, 0, 0, 0, 0)
+    before = catalog.store.version()
+    assert counts(catalog.index(folder)) == (0, 0, 24, 0, 0)
+    assert catalog.store.version() == before  # nothing to do writes nothing
+
+    draw(folder / "men" / "bag" / "black-3.jpg", "green", "dress", 7)
+    draw(folder / "men" / "bag" / "new.jpg", "green", "bag", 9)
+    (folder / "women" / "bag" / "red-0.jpg").unlink()
+    assert counts(catalog.index(folder)) == (1, 1, 22, 0, 0)
+    assert len(catalog.snapshot()) == 25
+    assert counts(catalog.index(folder, prune=True)) == (0, 0, 24, 1, 0)
+    with pytest.raises(NotFound):
+        catalog.search(like="women/bag/red-0")
+
+
+def test_a_touched_file_is_unchanged_and_its_new_time_is_kept(tmp_path: Path, folder: Path):
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index(folder)
+    os.utime(folder / "men" / "bag" / "black-3.jpg", (1, 1))
+    assert counts(catalog.index(folder)) == (0, 0, 24, 0, 0)
+    before = catalog.store.version()
+    catalog.index(folder)
+    assert catalog.store.version() == before
+
+
+def test_changed_attributes_update_without_encoding_again(table: Path, catalog: lookalike.Catalog):
+    table.write_text(table.read_text().replace("red shirt", "crimson shirt"))
+    encoder = catalog.encoder
+    encoder.encode_photos = lambda pixels: pytest.fail("encoded again")  # type: ignore[method-assign]
+    vectors = catalog.snapshot().vectors.copy()
+    assert counts(catalog.index(table)) == (0, 2, 11, 0, 0)
+    assert catalog.product("p00")["title"] == "crimson shirt"
+    assert np.array_equal(catalog.snapshot().vectors, vectors)
+
+
+def test_a_moved_source_is_taken_over_and_other_content_under_an_id_is_refused(
+    tmp_path: Path, table: Path, catalog: lookalike.Catalog
+):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "img").rename(moved / "img")
+    table.rename(moved / table.name)
+    assert counts(catalog.index(moved / table.name)) == (0, 13, 0, 0, 0)
+    draw(tmp_path / "other.jpg", "black", "bag", 5)
+    clash = write_csv(tmp_path / "clash.csv", [{"id": "p01", "image": "other.jpg"}, {"id": "x", "image": "other.jpg"}])
+    version = catalog.store.version()
+    with pytest.raises(InputError, match=r"'p01' \(already from .*moved.*Nothing was changed"):
+        catalog.index(clash)
+    assert catalog.store.version() == version
+
+
+def test_bad_photos_are_quarantined_with_file_and_reason_and_the_rest_goes_on(tmp_path: Path, folder: Path):
+    (folder / "men" / "bag" / "empty.jpg").write_bytes(b"")
+    (folder / "men" / "bag" / "text.jpg").write_text("not a photo")
+    whole = (folder / "men" / "bag" / "red-0.jpg").read_bytes()
+    (folder / "men" / "bag" / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    assert counts(catalog.index(folder)) == (24, 0, 0, 0, 3)
+    found = {Path(q.item).name: q.reason for q in catalog.quarantine()}
+    assert set(found) == {"empty.jpg", "text.jpg", "half.jpg"}
+    assert all(len(reason) > 15 for reason in found.values())
+    (folder / "men" / "bag" / "half.jpg").write_bytes(whole)
+    assert counts(catalog.index(folder)) == (1, 0, 24, 0, 2)
+    assert len(catalog.quarantine()) == 2
+
+
+def test_a_cell_that_does_not_fit_its_column_is_quarantined_and_never_pruned(table: Path, catalog: lookalike.Catalog):
+    table.write_text(table.read_text().replace(",15.5,", ",cheap,"))
+    report = catalog.index(table, prune=True)
+    assert (report.removed, report.quarantined) == (0, 1)
+    assert "price: 'cheap' is not a number" in catalog.quarantine()[0].reason
+    assert "price" not in catalog.product("p01")["attributes"]
+    assert catalog.product("p01")["title"] == "blue shirt"
+
+
+def test_new_columns_of_a_second_source_are_added(tmp_path: Path, catalog: lookalike.Catalog):
+    draw(tmp_path / "z.jpg", "blue", "dress", 2)
+    catalog.index(write_csv(tmp_path / "more.csv", [{"id": "z", "image": "z.jpg", "fabric": "silk", "price": 3}]))
+    assert catalog.product("z")["attributes"] == {"fabric": "silk", "price": 3}
+    assert [h.id for h in catalog.search("blue", where="fabric = 'silk'")] == ["z"]
+
+
+def test_two_products_that_share_a_photo_are_two_products(tmp_path: Path):
+    photo = draw(tmp_path / "a.jpg", "red", "bag")
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index([Product("1", [photo]), Product("2", [photo])])
+    assert [h.id for h in catalog.search(image=photo)] == ["1", "2"]
+
+
+def test_another_encoder_is_refused_and_nothing_changes(tmp_path: Path, catalog: lookalike.Catalog, folder: Path):
+    version = catalog.store.version()
+    with pytest.raises(EncoderMismatch, match="fake-1, not by builtin"):
+        lookalike.open(catalog.store.directory, encoder="builtin").index(folder)
+    assert catalog.store.version() == version
+
+
+def test_only_one_writer_and_the_message_names_it(catalog: lookalike.Catalog, folder: Path):
+    other = lookalike.open(catalog.store.directory)
+    with catalog.store.writing("test"), pytest.raises(CatalogLocked, match=rf"process {os.getpid()} .*\(test, since"):
+        other.index(folder)
+    assert counts(other.index(folder))[0] == 24
+
+
+def test_remove_takes_products_out_and_refuses_unknown_ones(catalog: lookalike.Catalog):
+    with pytest.raises(InputError, match="nothing was removed"):
+        catalog.remove("p01", "nope")
+    assert catalog.remove("p00", "p01") == 3
+    assert len(catalog.snapshot()) == 10
+
+
+def test_verify_finds_changed_and_missing_files(tmp_path: Path, catalog: lookalike.Catalog):
+    assert catalog.verify() == {"photos": 13, "damaged": [], "changed": [], "missing": []}
+    draw(tmp_path / "img" / "3.jpg", "green", "bag", 8)
+    (tmp_path / "img" / "4.jpg").unlink()
+    found = catalog.verify()
+    assert [Path(p).name for p in found["changed"] + found["missing"]] == ["3.jpg", "4.jpg"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_export_is_the_same_however_the_catalog_came_to_be(tmp_path: Path, table: Path, suffix: str):
+    once = lookalike.open(tmp_path / "a", encoder="fake")
+    once.index(table)
+    twice = lookalike.open(tmp_path / "b", encoder="fake")
+    whole = table.read_text()
+    table.write_text("\n".join(whole.splitlines()[:5]) + "\n")
+    twice.index(table)
+    table.write_text(whole)
+    twice.index(table)
+    twice.compact()
+    files = [tmp_path / f"{n}.{suffix}" for n in "ab"]
+    assert [c.export(f) for c, f in zip((once, twice), files, strict=True)] == [13, 13]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    if suffix == "jsonl":
+        first = json.loads(files[0].read_text().splitlines()[0])
+        assert (first["id"], first["position"], first["price"], first["new"]) == ("p00", 0, 10, True)
+        assert len(first["digest"]) == 32
+
+
+def test_an_interrupted_run_keeps_what_was_encoded(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexing, "BATCH", 4)
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+
+    def stop(done: int, total: int) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        catalog.index(folder, progress=stop)
+    assert len(catalog.snapshot().photos) == 8
+    assert counts(catalog.index(folder)) == (16, 0, 8, 0, 0)
+
+
+def test_a_killed_run_leaves_a_catalog_that_a_second_run_completes(tmp_path: Path):
+    """kill -9 at five moments; at the end the content is that of an undisturbed run."""
+    for n in range(400):
+        draw(tmp_path / "photos" / f"{n:03}.jpg", list(COLOURS)[n % 4], "dress", n % 20)
+    slow = (
+        "import sys, time, lookalike\n"
+        "from lookalike import indexing\n"
+        "indexing.COMMIT_ROWS = 16\n"
+        "lookalike.open(sys.argv[1], encoder='fake').index(sys.argv[2], "
+        "progress=lambda d, t: (print(d, flush=True), time.sleep(.002)))"
+    )
+    target = tmp_path / "killed"
+    for moment in (1, 60, 130, 200, 270):
+        process = subprocess.Popen(
+            [sys.executable, "-c", slow, str(target), str(tmp_path / "photos")], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout
+        for line in process.stdout:
+            if int(line) >= moment:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert lookalike.open(target).verify()["damaged"] == []
+    catalog = lookalike.open(target)
+    catalog.index(tmp_path / "photos")
+    whole = lookalike.open(tmp_path / "whole", encoder="fake")
+    whole.index(tmp_path / "photos")
+    for made, name in ((catalog, "a.csv"), (whole, "b.csv")):
+        assert made.export(tmp_path / name) == 400
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_a_full_disk_is_told_and_changes_nothing(
+    tmp_path: Path, catalog: lookalike.Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import lance
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError("LanceError(IO): No space left on device (os error 28)")
+
+    catalog.export(tmp_path / "before.csv")
+    with monkeypatch.context() as patch, pytest.raises(CatalogError, match=r"disk is full.*run again"):
+        patch.setattr(lance, "write_dataset", full)
+        catalog.index(folder)
+    catalog.export(tmp_path / "after.csv")
+    assert (tmp_path / "before.csv").read_bytes() == (tmp_path / "after.csv").read_bytes()
+    assert counts(catalog.index(folder)) == (24, 0, 0, 0, 0)
+
+
+def test_commits_are_synced_before_they_are_acknowledged(
+    catalog: lookalike.Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every file that a commit leaves behind, and its folders, are handed to fsync; manifests last."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to tell which file a descriptor is")
+    known = {p for p in catalog.store.photos.rglob("*") if p.is_file()}
+    monkeypatch.setattr(os, "fsync", record)
+    catalog.index(folder)
+    new = {str(p.resolve()) for p in catalog.store.photos.rglob("*") if p.is_file()} - {str(p.resolve()) for p in known}
+    assert new
+    assert new <= set(synced)
+    assert str(catalog.store.photos / "_versions") in synced
+    files = [s for s in synced if s.endswith((".lance", ".manifest"))]
+    assert files.index(next(f for f in files if f.endswith(".manifest"))) > files.index(
+        next(f for f in files if f.endswith(".lance"))
+    )
+
+
+def test_many_small_commits_are_compacted_by_themselves(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexing, "COMMIT_ROWS", 1)
+    monkeypatch.setattr(indexing, "BATCH", 1)
+    monkeypatch.setattr("lookalike.store.COMPACT_AT", 8)
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index(folder)
+    assert len(catalog.store.dataset().get_fragments()) < 8
+    assert len(catalog.snapshot()) == 24
+
+
+def test_speed_is_bounded_by_reading_ahead(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Decoding goes on while the encoder works: together they take less than one after the other."""
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    encoder = catalog.encoder
+    prepare, encode = encoder.prepare, encoder.encode_photos
+    monkeypatch.setattr(indexing, "BATCH", 4)
+    encoder.prepare = lambda image: (time.sleep(0.02), prepare(image))[1]  # type: ignore[method-assign]
+    encoder.encode_photos = lambda pixels: (time.sleep(0.08), encode(pixels))[1]  # type: ignore[method-assign]
+    report = indexing.index(catalog.store, encoder, "fake", lookalike.sources.open_source(folder), workers=1)
+    assert report.seconds < 0.8 * (24 * 0.02 + 6 * 0.08)
+
+
+def test_columns_may_have_any_printable_name(tmp_path: Path):
+    for name in "ab":
+        draw(tmp_path / f"{name}.jpg", "red", "bag", ord(name) % 9)
+    sheet = tmp_path / "odd.csv"
+    sheet.write_text(",image,price.usd,x/y %,größe,\n0,a.jpg,3,p,S,\n1,b.jpg,5,q,M,\n")
+    catalog = lookalike.open(tmp_path / "a:b", encoder="fake")  # and a directory may, too
+    assert counts(catalog.index(sheet)) == (2, 0, 0, 0, 0)
+    sheet.write_text(sheet.read_text().replace("3,p", "4,p"))
+    assert counts(catalog.index(sheet)) == (0, 1, 1, 0, 0)
+    assert counts(catalog.index(sheet)) == (0, 0, 2, 0, 0)
+    assert catalog.product("a")["attributes"] == {"column_1": 0, "price.usd": 4, "x/y %": "p", "größe": "S"}
+    assert [h.id for h in catalog.search("red", where='"price.usd" > 4 and "x/y %" = \'q\'')] == ["b"]
+    with pytest.raises(InputError, match=r"attribute 'a\\nb' is empty, begins with lk_ or has"):
+        catalog.index([Product("x", [tmp_path / "a.jpg"], attributes={"a\nb": 1})])
+
+
+def test_photos_that_trade_places_keep_their_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The vectors of known content are read before a commit of the same run replaces them."""
+    monkeypatch.setattr(indexing, "COMMIT_ROWS", 1)
+    red, blue = draw(tmp_path / "p" / "1.jpg", "red", "bag"), draw(tmp_path / "p" / "2.jpg", "blue", "dress")
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index(tmp_path / "p")
+    before = catalog.snapshot().vectors.copy()
+    red.rename(tmp_path / "x")
+    blue.rename(red)
+    (tmp_path / "x").rename(blue)
+    assert counts(catalog.index(tmp_path / "p")) == (0, 2, 0, 0, 0)
+    assert np.array_equal(catalog.snapshot().vectors, before[::-1])
+    assert catalog.verify()["changed"] == []
+
+
+def test_prune_spares_what_is_named_but_cannot_be_read(
+    tmp_path: Path, table: Path, catalog: lookalike.Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "img" / "0b.jpg").unlink()
+    (tmp_path / "img" / "3.jpg").unlink()
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith("p05")))
+    report = catalog.index(table, prune=True)
+    assert (report.removed, report.quarantined) == (1, 2)  # p05 left the table; p00 and p03 lost a photo
+
+    photos = lookalike.open(tmp_path / "c", encoder="fake")
+    photos.index(folder)
+    (folder / "women" / "dress" / "red-0.jpg").unlink()
+    real = os.scandir
+
+    def refuse(path: object = ".") -> object:
+        if str(path).endswith("men/bag"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        report = photos.index(folder, prune=True)
+    assert (report.removed, report.quarantined) == (1, 2)  # men/bag and women/bag
+    assert {q.reason for q in photos.quarantine()} == {"the folder cannot be read (Permission denied)"}
+    assert len(photos.snapshot()) == 23
+
+
+def test_names_that_are_no_unicode_are_quarantined(tmp_path: Path, folder: Path):
+    odd = os.fsencode(folder / "men" / "bag") + b"/caf\xe9.jpg"
+    try:
+        Path(os.fsdecode(odd)).write_bytes((folder / "men" / "bag" / "red-0.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    assert counts(catalog.index(folder)) == (24, 0, 0, 0, 1)
+    assert catalog.quarantine()[0].item.endswith("men/bag/caf\\udce9.jpg")
+    found = catalog.index([Product("x", [folder / "men" / "bag" / "red-0.jpg"], "bad \ud800", {"note": "\ud800"})])
+    assert (found.added, found.quarantined) == (1, 2)
+    assert catalog.product("x")["title"] == ""
+
+
+def test_numbers_in_a_text_column_keep_their_look(tmp_path: Path):
+    photo = draw(tmp_path / "a.jpg", "red", "bag")
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index(
+        [Product("1", [photo], attributes={"size": "M", "new": True, "stock": np.int64(3), "kg": float("nan")})]
+    )
+    catalog.index([Product("2", photo, attributes={"size": 38.0, "new": "false", "stock": np.float32(0.5)})])  # type: ignore[arg-type]
+    assert catalog.product("1")["attributes"] == {"size": "M", "new": True, "stock": 3}
+    assert catalog.product("2")["attributes"] == {"size": "38", "new": False, "stock": 0.5}
+
+
+def test_a_catalog_in_anothers_place_is_seen(tmp_path: Path, catalog: lookalike.Catalog, folder: Path):
+    assert len(catalog.snapshot()) == 12
+    other = lookalike.open(tmp_path / "other", encoder="fake")
+    other.index(folder)
+    while other.store.version() < catalog.store.version():
+        other.compact()
+    catalog.store.directory.rename(tmp_path / "old")
+    other.store.directory.rename(catalog.store.directory)
+    assert len(catalog.snapshot()) == 24
