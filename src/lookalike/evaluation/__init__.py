@@ -1,0 +1,1 @@
+"""Retrieval quality: metrics as pure functions, and the protocols that call them."""

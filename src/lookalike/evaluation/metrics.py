@@ -1,0 +1,45 @@
+"""Retrieval metrics as pure functions over ranked relevance: bool (queries, ranks), True where the hit is relevant."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Relevance = NDArray[np.bool_]
+PerQuery = NDArray[np.float64]
+
+
+def precision(relevance: Relevance, k: int) -> PerQuery:
+    """Share of relevant hits among the first ``k``, per query."""
+    return np.asarray(relevance[:, :k].mean(1), np.float64)
+
+
+def recall(relevance: Relevance, counts: NDArray[np.integer], k: int) -> PerQuery:
+    """Relevant hits among the first ``k`` over all relevant ones (``counts``, each at least 1), per query."""
+    return np.asarray(relevance[:, :k].sum(1) / counts, np.float64)
+
+
+def reciprocal_rank(relevance: Relevance, k: int = 10) -> PerQuery:
+    """1 / rank of the first relevant hit within the first ``k``, 0 where there is none, per query."""
+    found = relevance[:, :k]
+    return np.where(found.any(1), 1.0 / (found.argmax(1) + 1), 0.0)
+
+
+def interval(values: PerQuery, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """95% interval of the mean by the bootstrap over queries (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ranked(vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int, batch: int = 64) -> NDArray[np.int64]:
+    """Rows of the ``k`` most similar ``vectors`` (n, dim) for each of ``queries`` (q, dim): (q, k), best first."""
+    k = min(k, len(vectors))
+    out = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), batch):
+        scores = queries[start : start + batch] @ vectors.T
+        part = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, part, 1), axis=1, kind="stable")
+        out[start : start + batch] = np.take_along_axis(part, order, 1)
+    return out

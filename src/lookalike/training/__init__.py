@@ -1,0 +1,1 @@
+"""Training: what needs torch, and nothing that serving needs (extra ``train``)."""

@@ -1,0 +1,437 @@
+"""The recipe of the built-in model: photo and text towers trained together on products' photos, titles and attributes.
+
+Losses: InfoNCE on titles, equal titles being positives (CLIP, Radford et al. 2021, https://arxiv.org/abs/2103.00020, with
+the multi-positive targets of UniCL, Yang et al. 2022, https://arxiv.org/abs/2204.03610); the same on short texts made of
+attributes; cross-entropy of attribute heads, which are thrown away afterwards. The weights that ship are an exponential
+moving average. A run is resumable at any checkpoint and draws its randomness from (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from lookalike.errors import InputError, UsageError
+from lookalike.training.data import HEADS, FashionData, load
+from lookalike.training.pretrained import load_mobilenet, tokenizer_of, word_piece_table
+from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower
+
+HEAD_WEIGHTS = dict(zip(HEADS, (1.0, 0.7, 0.3, 0.3, 0.15, 0.1, 0.1), strict=True))
+MIXES: list[tuple[tuple[str, ...], float]] = [
+    (("gender", "baseColour", "articleType"), 0.5),
+    (("baseColour",), 0.15),
+    (("articleType",), 0.15),
+    (("subCategory",), 0.05),
+    (("baseColour", "articleType"), 0.1),
+    (("usage",), 0.025),
+    (("season",), 0.025),
+]
+"""Attributes that make a short text together, and how often."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every hyper-parameter of the recipe; stored with the weights it made."""
+
+    height: int = 128
+    width: int = 96
+    dim: int = 256
+    frozen: int = 3
+    epochs: float = 8.0
+    batch: int = 384
+    rate: float = 2e-3
+    trunk_rate: float = 8e-4
+    decay: float = 0.05
+    warmup: int = 60
+    average: float = 0.99
+    small_share: float = 0.5
+    small_scale: float = 0.75
+    title_weight: float = 1.0
+    attribute_weight: float = 0.5
+    head_weight: float = 0.4
+    smoothing: float = 0.05
+    clip: float = 3.0
+    trunk_width: float = 1.0
+    seed: int = 1
+
+
+class Towers(nn.Module):
+    """Both towers, the temperature, and the attribute heads that only training needs."""
+
+    def __init__(self, options: Options, table: Tensor, names: dict[str, list[str]]):
+        super().__init__()
+        self.photo = PhotoTower(options.dim, options.frozen, options.trunk_width)
+        self.text = TextTower(table, options.dim)
+        self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.heads = nn.ModuleDict({h: nn.Linear(self.photo.features, len(names[h])) for h in HEADS})
+
+
+class Texts:
+    """Titles and attributes as token ids, words dropped at random while training."""
+
+    def __init__(self, data: FashionData, tokenizer: Tokenizer):
+        self.data, self.tokenizer = data, tokenizer
+        self.cache: dict[str, list[list[int]]] = {}
+
+    def words(self, text: str) -> list[list[int]]:
+        """The text's words, each as its word pieces."""
+        if text not in self.cache:
+            encoded = self.tokenizer.encode(text, add_special_tokens=False)
+            pieces: dict[int, list[int]] = {}
+            for token, word in zip(encoded.ids, encoded.word_ids, strict=True):
+                pieces.setdefault(word or 0, []).append(token)
+            self.cache[text] = list(pieces.values())
+        return self.cache[text]
+
+    def title(self, row: int, rng: np.random.Generator) -> list[int]:
+        """A title: whole in 40% of cases, else half the time without its brand, and with words dropped at 12%."""
+        words = self.words(self.data.titles[row])
+        if len(words) > 3 and rng.random() > 0.4:
+            if rng.random() < 0.5:
+                words = words[rng.integers(1, 3) :]
+            words = [w for w in words if rng.random() > 0.12] or words
+        return [t for w in words for t in w]
+
+    def attributes(self, row: int, heads: tuple[str, ...], rng: np.random.Generator) -> list[int]:
+        """Some attributes in a random order, "red dresses women" or "women red dress"."""
+        values = [self.data.value(h, row) for h in heads]
+        values = [singular(v) if rng.random() < 0.5 else v for v in values]
+        return [t for n in rng.permutation(len(values)) for w in self.words(values[n]) for t in w]
+
+
+def singular(noun: str) -> str:
+    """An English plural's singular, near enough for names of garments."""
+    for plural, one in (("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("ies", "y"), ("ss", "ss"), ("s", "")):
+        if noun.endswith(plural):
+            return noun[: -len(plural)] + one
+    return noun
+
+
+def padded(tokens: list[list[int]]) -> Tensor:
+    """Token lists → int64 (n, longest), 0 where padded."""
+    length = max(1, min(MAX_TOKENS, max(map(len, tokens))))
+    out = torch.zeros(len(tokens), length, dtype=torch.long)
+    for row, ids in enumerate(tokens):
+        out[row, : len(ids[:length])] = torch.tensor(ids[:length], dtype=torch.long)
+    return out
+
+
+def augment(photos: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
+    """uint8 (n, h, w, 3) → floats (n, 3, *size) in −1 … 1: one small warp, a flip, brightness, channels."""
+    n, device = len(photos), photos.device
+
+    def spread(limit: float, *shape: int) -> Tensor:
+        return ((torch.rand(n, *shape, generator=rng) * 2 - 1) * limit).to(device)
+
+    angle, zoom = spread(0.1), 1 + spread(0.15)
+    flip = torch.where(spread(1.0) > 0, 1.0, -1.0)
+    shift = spread(0.1, 2)
+    ratio = photos.shape[1] / photos.shape[2]
+    rows = torch.stack(
+        [angle.cos() * zoom * flip, -angle.sin() * zoom * ratio, shift[:, 0], angle.sin() * zoom * flip / ratio,
+         angle.cos() * zoom, shift[:, 1]], 1
+    )  # fmt: skip
+    grid = F.affine_grid(rows.view(n, 2, 3), [n, 3, *size], align_corners=False)
+    x = photos.permute(0, 3, 1, 2).float() - 255.0  # zero padding is white
+    x = F.grid_sample(x, grid, align_corners=False) + 255.0
+    x = x * (1 + spread(0.1, 1, 1, 1)) * (1 + spread(0.02, 3, 1, 1))
+    return ((x.clamp(0, 255) - 128) / 128).contiguous(memory_format=torch.channels_last)
+
+
+def contrast(a: Tensor, b: Tensor, same: Tensor, scale: Tensor) -> Tensor:
+    """InfoNCE both ways over unit vectors (n, d); ``same`` bool (n, n) marks the positives."""
+    logits = scale * a @ b.T
+    target = same.float() / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def batches(data: FashionData, options: Options, start: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(step, rows) from step ``start`` on: each epoch is a permutation of the training split."""
+    train = np.flatnonzero(data.split == 0)
+    per_epoch = max(1, len(train) // options.batch)
+    for step in range(start, max(1, round(options.epochs * per_epoch))):
+        epoch, part = divmod(step, per_epoch)
+        order = np.random.default_rng((options.seed, epoch)).permutation(train)
+        yield step, order[part * options.batch : (part + 1) * options.batch]
+
+
+def photos_of(data: FashionData, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The rows' photos; the larger edition half of the time where there is one."""
+    out = data.photos[rows]
+    large = data.large[rows]
+    for n in np.flatnonzero((large >= 0) & (rng.random(len(rows)) < 0.5)):
+        out[n] = data.large_photos[large[n]]
+    return out
+
+
+class Run:
+    """One training run: model, average, optimiser, schedule; saved and resumed as safetensors."""
+
+    def __init__(self, data: FashionData, tokenizer: Tokenizer, table: NDArray[np.float32], options: Options):
+        torch.manual_seed(options.seed)
+        self.data, self.options = data, options
+        self.texts = Texts(data, tokenizer)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = Towers(options, torch.from_numpy(table), data.names)
+        self.steps = max(1, round(options.epochs * max(1, int((data.split == 0).sum()) // options.batch)))
+        self.step = 0
+
+    def begin(self, start: Callable[[PhotoTower], None] | None) -> None:
+        """Load the starting weights (``start``), calibrate, and make the average and the optimiser."""
+        options, model = self.options, self.model
+        if start:
+            start(model.photo)
+            rows = np.flatnonzero(self.data.split == 0)[:256]
+            model.photo.calibrate(self._pixels(rows, torch.device("cpu")))
+        model.to(device=self.device)
+        model.photo.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        frozen = {id(p) for layer in model.photo.layers[: model.photo.frozen] for p in layer.parameters()}
+        for name, p in model.named_parameters():
+            if id(p) not in frozen:
+                rate = options.trunk_rate if name.startswith("photo.layers") else options.rate
+                decay = options.decay if p.ndim > 1 and name != "text.delta" else 0.0
+                groups.setdefault((rate, decay), []).append(p)
+        # fused AdamW on the CPU pairs raw memory and scrambles channels_last weights: keep it off.
+        self.optimiser = torch.optim.AdamW(
+            [{"params": p, "lr": r, "base": r, "weight_decay": d} for (r, d), p in groups.items()],
+            betas=(0.9, 0.98), fused=False,
+        )  # fmt: skip
+
+    def loss(self, rows: NDArray[np.int64]) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and its parts for the log."""
+        o, data, model = self.options, self.data, self.model
+        rng = np.random.default_rng((o.seed, 7, self.step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        scale = o.small_scale if self.step < self.steps * o.small_share else 1.0
+        size = (round(o.height * scale / 32) * 32, round(o.width * scale / 32) * 32) if scale != 0.75 else (96, 72)
+        photos = torch.from_numpy(photos_of(data, rows, rng)).to(self.device)
+        pooled = model.photo.pooled(augment(photos, size, generator))
+        vectors = F.normalize(model.photo.project(pooled).float(), dim=-1)
+        temperature = model.scale.exp().clamp(max=100)
+
+        titles = model.text(padded([self.texts.title(r, rng) for r in rows]).to(self.device))
+        equal = self._equal([data.titles[r].lower() for r in rows])
+        parts = {"title": contrast(vectors, titles, equal, temperature) * o.title_weight}
+
+        chosen = MIXES[rng.choice(len(MIXES), p=[share for _, share in MIXES])][0]
+        labels = data.labels[rows]
+        values = labels[:, [HEADS.index(h) for h in chosen]]
+        known = np.flatnonzero((values >= 0).all(1))
+        texts = model.text(padded([self.texts.attributes(rows[n], chosen, rng) for n in known]).to(self.device))
+        equal = self._equal([tuple(v) for v in values[known]])
+        parts["attributes"] = contrast(vectors[known], texts, equal, temperature) * o.attribute_weight
+
+        targets = torch.from_numpy(labels).to(self.device)
+        parts["heads"] = o.head_weight * sum(
+            (
+                weight
+                * F.cross_entropy(model.heads[h](pooled), targets[:, n], ignore_index=-1, label_smoothing=o.smoothing)
+                for n, (h, weight) in enumerate(HEAD_WEIGHTS.items())
+            ),
+            start=torch.zeros((), device=self.device),
+        )
+        return sum(parts.values(), start=torch.zeros((), device=self.device)), {k: v.item() for k, v in parts.items()}
+
+    def _equal(self, keys: list[Any]) -> Tensor:
+        """Bool (n, n): which keys are equal."""
+        groups = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        g = torch.tensor([groups[key] for key in keys], device=self.device)
+        return g[:, None] == g[None, :]
+
+    def advance(self, rows: NDArray[np.int64]) -> dict[str, float]:
+        """One optimiser step."""
+        o = self.options
+        progress = self.step / self.steps
+        factor = min(1.0, (self.step + 1) / o.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * factor
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast_bfloat16(self.device)):
+            loss, parts = self.loss(rows)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), o.clip)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(o.average, self.step / (self.step + 10))
+        for mean, now in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(now, 1 - keep)
+            else:
+                mean.copy_(now)
+        return parts
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Of the average, on the validation split among itself: heads' accuracy, title recall@10.
+
+        Among itself flatters; the figures that count come from ``lookalike evaluate kagl`` over the whole corpus.
+        """
+        rows = np.flatnonzero(self.data.split == 1)
+        net = self.average
+        pooled = torch.cat(
+            [net.photo.pooled(self._pixels(part)) for part in np.array_split(rows, len(rows) // 256 + 1)]
+        )
+        vectors = F.normalize(net.photo.project(pooled), dim=-1)
+        tokens = padded([[t for w in self.texts.words(self.data.titles[r]) for t in w] for r in rows])
+        order = (net.text(tokens.to(self.device)) @ vectors.T).topk(min(10, len(rows)), 1).indices.cpu().numpy()
+        titles = np.array([self.data.titles[r].lower() for r in rows])
+        report = {"recall@10": float((titles[order] == titles[:, None]).any(1).mean())}
+        for n, h in enumerate(HEADS):
+            target = self.data.labels[rows, n]
+            right = net.heads[h](pooled).argmax(1).cpu().numpy() == target
+            report[h] = float(right[target >= 0].mean()) if (target >= 0).any() else math.nan
+        return report
+
+    def _pixels(self, rows: NDArray[np.int64], device: torch.device | None = None) -> Tensor:
+        """The rows' photos as they are, floats (n, 3, h, w) in −1 … 1."""
+        photos = torch.from_numpy(self.data.photos[rows]).to(device or self.device)
+        return ((photos.permute(0, 3, 1, 2).float() - 128) / 128).contiguous(memory_format=torch.channels_last)
+
+    def save(self, file: Path) -> None:
+        """Everything that a later process needs to go on, in one safetensors file, replaced whole."""
+        state = self.optimiser.state_dict()["state"]
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        tensors |= {f"optimiser.{i}.{k}": v for i, s in state.items() for k, v in s.items()}
+        meta = {
+            "step": str(self.step),
+            "options": json.dumps(asdict(self.options)),
+            "names": json.dumps(self.data.names),
+        }
+        part = file.with_suffix(".part")
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, meta)
+        part.replace(file)
+
+    def resume(self, file: Path) -> None:
+        """Go on from ``file``.
+
+        Raises:
+            InputError: it was made with other options or another data set.
+        """
+        with safe_open(file, "pt", device=str(self.device)) as saved:
+            meta = saved.metadata()
+            if json.loads(meta["options"]) != asdict(self.options) or json.loads(meta["names"]) != self.data.names:
+                raise InputError(f"{file}: a checkpoint of other options or data; remove it, or give another --work")
+            tensors = {k: saved.get_tensor(k) for k in saved.keys()}  # noqa: SIM118 (no mapping)
+        for part, net in (("model.", self.model), ("average.", self.average)):
+            net.load_state_dict({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, i, name = key.split(".")
+                state.setdefault(int(i), {})[name] = value
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.step = int(meta["step"])
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here: any recent GPU, or a CPU with AMX."""
+    return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+
+
+def train(
+    run: Run,
+    work: Path,
+    start: Callable[[PhotoTower], None] | None = None,
+    save_every: float = 300.0,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Train to the end, or on from ``work/checkpoint.safetensors``; returns the checkpoint's path."""
+    checkpoint = work / "checkpoint.safetensors"
+    run.begin(start)
+    if checkpoint.is_file():
+        run.resume(checkpoint)
+        log(f"going on at step {run.step} of {run.steps}")
+    per_epoch = max(1, int((run.data.split == 0).sum()) // run.options.batch)
+    began = saved = time.monotonic()
+    first = run.step
+    for _, rows in batches(run.data, run.options, run.step):
+        parts = run.advance(rows)
+        now = time.monotonic()
+        if run.step % 10 == 0:
+            speed = (run.step - first) * run.options.batch / (now - began)
+            left = (run.steps - run.step) * run.options.batch / speed / 60
+            shown = " ".join(f"{k} {v:.3f}" for k, v in parts.items())
+            log(f"step {run.step}/{run.steps}  {shown}  {speed:.0f} photos/s  {left:.0f} min left")
+        if run.step % per_epoch == 0 or run.step == run.steps:
+            report = {k: round(v, 4) for k, v in run.validate().items()}
+            log(f"epoch {run.step / per_epoch:.1f}  validation {json.dumps(report)}")
+            with (work / "log.jsonl").open("a") as file:
+                file.write(json.dumps({"step": run.step, "losses": parts, "validation": report}) + "\n")
+        if now - saved > save_every or run.step == run.steps:
+            run.save(checkpoint)
+            saved = now
+    return checkpoint
+
+
+def options_from(pairs: list[str]) -> Options:
+    """``name=value`` texts → options. Raises UsageError where there is no such option or the value is no number."""
+    values: dict[str, Any] = {}
+    kinds: dict[str, Callable[[str], Any]] = {name: type(value) for name, value in asdict(Options()).items()}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if name not in kinds:
+            raise UsageError(f"--set {pair}: no such hyper-parameter; there are {', '.join(kinds)}")
+        try:
+            values[name] = kinds[name](value)
+        except ValueError:
+            raise UsageError(f"--set {pair}: a number is wanted, like {getattr(Options(), name)}") from None
+    return Options(**values)
+
+
+def main(
+    data: Path, large: Path | None, ground_truth: Path, mobilenet: Path, minilm: str, work: Path, out: Path,
+    options: Options, quantise: bool, log: Callable[[str], None],
+) -> None:  # fmt: skip
+    """From the raw data to the files that ship; a second call with the same ``work`` goes on where the first was.
+
+    Raises:
+        InputError: a part of the data is missing, or ``work`` holds a run of other options.
+    """
+    log("packing photos")
+    packed = load(data, large, ground_truth, work, (options.height, options.width))
+    counts = np.bincount(packed.split, minlength=3)
+    log(f"{counts[0]} products to train on, {counts[1]} to validate, {counts[2]} held out")
+    kept = work / "pieces.safetensors"
+    if not kept.is_file():
+        log("reading MiniLM's word pieces")
+        table, pieces = word_piece_table(minilm)
+        save_file({"table": torch.from_numpy(table)}, kept, {"pieces": json.dumps(pieces)})
+    with safe_open(kept, "np") as saved:
+        table, pieces = saved.get_tensor("table"), json.loads(saved.metadata()["pieces"])
+    tokenizer = tokenizer_of(pieces)
+    run = Run(packed, tokenizer, table, options)
+    checkpoint = train(run, work, lambda tower: load_mobilenet(tower, mobilenet), log=log)
+    ship(run, checkpoint, out, tokenizer, quantise)
+    log(f"written to {out}; measure it: lookalike index {data} --encoder {out}, then lookalike evaluate kagl")
+
+
+def ship(run: Run, checkpoint: Path, directory: Path, tokenizer: Tokenizer, quantise: bool = True) -> None:
+    """Export a checkpoint's averaged weights as an encoder directory; see ``training.export``."""
+    from lookalike.training.export import export
+
+    run.begin(None)
+    run.resume(checkpoint)
+    train_rows = np.flatnonzero(run.data.split == 0)
+    rows = np.random.default_rng(0).permutation(train_rows)[:512]
+    size = (run.options.height, run.options.width)
+    average = run.average.cpu()
+    export(average.photo, average.text, tokenizer, size, run.data.photos[np.sort(rows)], directory, "builtin", quantise)

@@ -1,0 +1,235 @@
+"""The built-in model's recipe: the split rule, the parts by hand, and a whole tiny run, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import COLOURS, KINDS, draw
+
+pytest.importorskip("torch", reason="needs torch: pip install torch==2.13.0, then the extra train")
+
+import torch
+from torch.nn.functional import normalize
+
+from lookalike import encoders
+from lookalike.errors import InputError, UsageError
+from lookalike.training import builtin, data, pretrained
+from lookalike.training.towers import PhotoTower, TextTower
+
+WORDS = ["[PAD]", "[UNK]", *COLOURS, *KINDS, "women", "men", "##s", "s", "the"]
+TINY = builtin.Options(height=64, width=32, dim=32, frozen=1, epochs=3, batch=16, trunk_width=0.125, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("kaggle")
+    lines = ["id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"]
+    for n in range(96):
+        colour, kind = list(COLOURS)[n % 4], KINDS[n % 3]
+        draw(root / "images" / f"{n}.jpg", colour, kind, n // 12)
+        lines.append(
+            f"{n},{('Men', 'Women')[n % 2]},Apparel,{kind},{kind},{colour},Summer,2012,Casual,the {colour} {kind}"
+        )
+    (root / "images" / "95.jpg").write_bytes(
+        (root / "images" / "0.jpg").read_bytes()
+    )  # byte-identical to a held-out one
+    (root / "styles.csv").write_text("\n".join(lines) + "\n")
+    (root / "text-image.json").write_text(json.dumps({"the red shirt": {"0": 1}, "the blue dress": {"1": 1, "5": 1}}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> data.FashionData:
+    return data.load(shop, None, shop / "text-image.json", tmp_path_factory.mktemp("work"), (64, 32))
+
+
+def test_held_out_products_and_their_byte_identical_twins_are_never_trained_on(packed: data.FashionData):
+    held = {i for i, s in zip(packed.ids, packed.split, strict=True) if s == 2}
+    assert held == {"0", "1", "5", "95"}
+    trained = {int(r) for _, rows in builtin.batches(packed, TINY, 0) for r in rows}
+    assert trained
+    assert all(packed.split[r] == 0 for r in trained)
+    by_digest: dict[str, set[int]] = {}
+    for digest, part in zip(packed.digests, packed.split, strict=True):
+        by_digest.setdefault(digest, set()).add(int(part))
+    assert all(len(parts) == 1 for parts in by_digest.values())  # twins stay on one side
+
+
+def test_the_split_of_the_real_data(data: Path):
+    """2,774 products are named by the ground truth, 37 more are byte-identical to one of those."""
+    import zipfile
+
+    from lookalike import images
+
+    archive = zipfile.ZipFile(data / "fashion-product-images-small.zip")
+    photos = sorted(n for n in archive.namelist() if n.endswith(".jpg"))
+    ids = [Path(n).stem for n in photos]
+    digests = [images.digest(archive.read(n)) for n in photos]
+    from lookalike.training.data import split_of
+
+    split = split_of(ids, digests, data / "kagl-ground-truth" / "text-image.json")
+    assert len(ids) == 44441
+    assert (split == 2).sum() == 2774 + 37
+    held = {d for d, s in zip(digests, split, strict=True) if s == 2}
+    assert not held & {d for d, s in zip(digests, split, strict=True) if s != 2}
+
+
+def test_contrast_by_hand():
+    """Two of three texts are equal: each of their photos may answer either."""
+    a = normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), dim=-1)
+    same = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    logits = (10 * a @ a.T).numpy()
+    log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = same.numpy() / same.numpy().sum(1, keepdims=True)
+    by_hand = -(target * log).sum(1).mean()
+    assert builtin.contrast(a, a, same, torch.tensor(10.0)).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_calibration_keeps_what_the_folded_weights_computed():
+    torch.manual_seed(0)
+    tower = PhotoTower(16, 0, 0.125).eval()
+    pixels = torch.rand(32, 3, 64, 32) * 2 - 1
+    folded = PhotoTower(16, len(tower.layers), 0.125).eval()  # all frozen: no normalisation anywhere
+    with torch.no_grad():
+        for mine, theirs in zip(tower.layers, folded.layers, strict=True):
+            bias = torch.randn(mine.conv.weight.shape[0]) * 0.1
+            theirs.conv.weight.copy_(mine.conv.weight)
+            theirs.conv.bias.copy_(bias)
+            mine.norm.bias.copy_(bias)
+        tower.calibrate(pixels)
+        assert torch.allclose(tower.pooled(pixels), folded.pooled(pixels), atol=1e-3)
+
+
+def test_text_tower_ignores_padding_and_drops_its_learnt_part_only_in_training():
+    torch.manual_seed(0)
+    tower = TextTower(torch.randn(10, 8), dim=4, width=16).eval()
+    short, padded = torch.tensor([[3, 4]]), torch.tensor([[3, 4, 0, 0, 0]])
+    assert torch.allclose(tower(short), tower(padded), atol=1e-6)
+    with torch.no_grad():
+        tower.delta.fill_(1.0)
+    tower.drop_delta = 1.0
+    kept = tower.words(short)
+    assert not torch.allclose(kept, tower.train().words(short))
+
+
+def test_word_pieces_of_a_small_sentence_model_on_disk(tmp_path: Path):
+    """The real loading code, on a randomly initialised BERT saved as sentence-transformers saves it."""
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs the extra train")
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "[unused0]",
+        "red",
+        "dress",
+        "##es",
+        "платье",
+        "blue",
+        "café",
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    words = Transformer(str(tmp_path / "bert"))
+    sentence_transformers.SentenceTransformer(modules=[words, Pooling(16)], device="cpu").save(str(tmp_path / "model"))
+    table, pieces = pretrained.word_piece_table(str(tmp_path / "model"), size=4)
+    assert pieces == ["[PAD]", "[UNK]", "red", "dress", "##es", "blue", "café"]
+    assert table.shape == (7, 4)
+    assert not table[:2].any()
+    assert np.isfinite(table).all()
+    assert pretrained.tokenizer_of(pieces).encode("Dresses RED", add_special_tokens=False).ids == [3, 4, 2]
+
+
+def test_singular():
+    assert [builtin.singular(w) for w in ("Dresses", "Watches", "Shirts", "Jeans", "Dress", "Bag")] == [
+        "Dress", "Watch", "Shirt", "Jean", "Dress", "Bag",
+    ]  # fmt: skip
+
+
+def test_options_from_text():
+    assert builtin.options_from(["epochs=2", "batch=8"]) == builtin.Options(epochs=2.0, batch=8)
+    with pytest.raises(UsageError, match="no such hyper-parameter"):
+        builtin.options_from(["speed=1"])
+    with pytest.raises(UsageError, match="a number is wanted, like 384"):
+        builtin.options_from(["batch=many"])
+
+
+def test_a_run_learns_is_resumed_where_it_was_and_ships(packed: data.FashionData, tmp_path: Path):
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    tokenizer = pretrained.tokenizer_of(WORDS)
+
+    def fresh() -> builtin.Run:
+        return builtin.Run(packed, tokenizer, table, TINY)
+
+    whole_dir, broken_dir = tmp_path / "whole", tmp_path / "broken"
+    whole_dir.mkdir()
+    broken_dir.mkdir()
+    lines: list[str] = []
+    builtin.train(fresh(), whole_dir, log=lines.append)
+    log = [json.loads(line) for line in (whole_dir / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["losses"]["heads"] < log[0]["losses"]["heads"]
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        builtin.train(fresh(), broken_dir, save_every=0, log=stop)
+    again: list[str] = []
+    builtin.train(fresh(), broken_dir, log=again.append)
+    assert again[0].startswith("going on at step")
+    assert not again[0].startswith("going on at step 0 ")
+
+    other = builtin.Run(packed, tokenizer, table, builtin.Options(**{**vars(TINY), "epochs": 9}))
+    other.begin(None)
+    with pytest.raises(InputError, match="other options"):
+        other.resume(whole_dir / "checkpoint.safetensors")
+
+    run = fresh()
+    builtin.ship(run, whole_dir / "checkpoint.safetensors", tmp_path / "float", tokenizer, quantise=False)
+    shipped = encoders.load(str(tmp_path / "float"))
+    pixels = np.array(packed.photos[:40])
+    with torch.no_grad():
+        known = run.average.photo(torch.from_numpy(pixels)).numpy()
+        ids = builtin.padded([[t for w in run.texts.words("the red dress") for t in w]])
+        text = run.average.text(ids).numpy()
+    assert (shipped.encode_photos(pixels) * known).sum(1).min() > 0.9999
+    assert (shipped.encode_texts(["the red dress"]) * text).sum() > 0.999  # its word table has 8 bits
+    builtin.ship(fresh(), whole_dir / "checkpoint.safetensors", tmp_path / "int8", tokenizer)
+    small = encoders.load(str(tmp_path / "int8"))
+    assert (small.encode_photos(pixels) * known).sum(1).mean() > 0.97
+    assert (tmp_path / "int8" / "photo.onnx").stat().st_size < (tmp_path / "float" / "photo.onnx").stat().st_size
+
+
+def test_mobilenet_starts_as_the_tflite_file_computes(data: Path):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs ai-edge-litert (extra train)")
+    file = data / "weights" / "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite"
+    rng = np.random.default_rng(0)
+    photo = np.kron(rng.integers(0, 255, (1, 14, 14, 3)), np.ones((1, 16, 16, 1))).astype(np.uint8)
+    theirs = interpreter.Interpreter(str(file))
+    theirs.allocate_tensors()
+    theirs.set_tensor(theirs.get_input_details()[0]["index"], photo)
+    theirs.invoke()
+    known = theirs.get_tensor(theirs.get_output_details()[0]["index"]).ravel().astype(np.float32)
+    tower = PhotoTower(8, frozen=13).eval()
+    pretrained.load_mobilenet(tower, file)
+    mine = tower.pooled((torch.from_numpy(photo).permute(0, 3, 1, 2).float() - 128) / 128)[0, :1024].numpy()
+    assert np.corrcoef(known, mine)[0, 1] > 0.97  # 8-bit activations there, float here
+    with pytest.raises(InputError, match="no such file"):
+        pretrained.load_mobilenet(tower, file.with_name("nope.tflite"))
