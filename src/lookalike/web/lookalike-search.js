@@ -14,6 +14,7 @@ const MOST = 1000; // the largest k that the server takes
 const SAMPLE = 24; // products on the start page
 const SHOWN = 8; // values of a filter before "more"
 const PAUSE_MS = 350; // typing searches after a pause this long
+const LEXICAL = 0.3; // share of word matching in a search by words alone
 const THUMB_SIDE = 640; // pixels; the copy of a photo that the history keeps
 const UPLOAD_SIDE = 1600; // pixels; a photo larger than this, or than UPLOAD_BYTES, is uploaded as that copy
 const UPLOAD_BYTES = 2 * 1024 * 1024;
@@ -368,9 +369,15 @@ class Api {
     throw new Problem("That did not work", body.detail ?? `The server answered ${response.status}.`);
   }
 
-  search(query, upload, k, signal) {
+  async search(query, upload, k, signal) {
     const data = query.into(upload ? new FormData() : new URLSearchParams());
     data.set("k", k);
+    if (!upload && !query.likes.length) {
+      // Words alone also match titles; that, and not the cosine, then makes the order, so no score is shown.
+      data.set("lexical", LEXICAL);
+      const body = await this.json(`/api/search?${data}`, { signal });
+      return { ...body, hits: body.hits.map(({ score, ...hit }) => hit) };
+    }
     if (!upload) return this.json(`/api/search?${data}`, { signal });
     data.set("image", upload, "photo");
     return this.json("/api/search", { method: "POST", body: data, signal });
