@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from typer.testing import CliRunner
 
 import lookalike
 from conftest import COLOURS, KINDS, draw, write_csv
+from lookalike import encoders
 from lookalike.cli import app
-from lookalike.errors import InputError
-from lookalike.evaluation import kagl, metrics
+from lookalike.errors import InputError, UsageError
+from lookalike.evaluation import everyday, kagl, metrics, protocol, street
+from lookalike.sources.street import street_photos
 
 R = np.array([[True, False, True], [False, False, False], [False, True, True]])
 
@@ -64,35 +67,50 @@ def kaggle(tmp_path: Path) -> lookalike.Catalog:
     return made
 
 
+def table_of(report: dict, name: str) -> dict:
+    return next(t for t in report["tables"] if t["name"].startswith(name))
+
+
 def test_kagl_on_a_small_catalog(tmp_path: Path, kaggle: lookalike.Catalog):
     truth = tmp_path / "truth"
     truth.mkdir()
     (truth / "text-image.json").write_text(json.dumps({"red": {"0": 1, "4": 1, "8": 1}, "blue": {"1": 1}}))
     (truth / "baseColour-image+text.json").write_text(json.dumps({"red": {"0": 1, "4": 1, "8": 1}}))
     snapshot = kaggle.snapshot()
-    report = kagl.evaluate(snapshot, kaggle.encoder, truth, baseline=True)
+    report = kagl.evaluate(snapshot, kaggle.encoder, truth, [encoders.load("colour-histogram")])
     ranked = {
         q: [snapshot.ids[n] for n in np.argsort(-snapshot.vectors @ kaggle.encoder.encode_texts([q])[0])]
         for q in ("red", "blue")
     }
-    text = report["tasks"]["text-image"]
+    text = table_of(report, "text → photo")["rows"]["fake-1"]
     assert text["R@1"]["mean"] == pytest.approx(
         (len({ranked["red"][0]} & {"0", "4", "8"}) / 3 + (ranked["blue"][0] == "1")) / 2, abs=1e-4
     )
     ten = len({"0", "4", "8"} & set(ranked["red"][:10])) / 3 + ("1" in ranked["blue"][:10])
     assert text["R@10"]["mean"] == pytest.approx(ten / 2, abs=1e-4)
-    assert report["tasks"]["baseColour-image+text"]["P@1"]["mean"] == 1
-    photos = report["photo-photo"]
+    assert table_of(report, "colour")["rows"]["fake-1"]["P@1"]["mean"] == 1
+    photos = table_of(report, "photo")
     assert photos["queries"] == 4
+    assert set(photos["rows"]) == {"fake-1", "colour-histogram-1"}
     # Of the ten nearest among eleven others: three of four of one's type, at most two of one's colour.
-    assert 0.2 <= photos["type P@10"]["mean"] <= 0.3
-    assert photos["colour P@10"]["mean"] <= 0.2
-    assert report["photo-photo, colour histogram"]["queries"] == 4
-    printed = CliRunner().invoke(
-        app, ["evaluate", "kagl", "--catalog", str(kaggle.store.directory), "--ground-truth", str(truth)]
-    )
+    assert 0.2 <= photos["rows"]["fake-1"]["type P@10"]["mean"] <= 0.3
+    assert photos["rows"]["fake-1"]["colour P@10"]["mean"] <= 0.2
+    assert all(sum(shares) == pytest.approx(1, abs=0.01) for shares in report["confusion"]["shares"])
+
+    page = tmp_path / "report.html"
+    command = ["evaluate", "kagl", "--catalog", str(kaggle.store.directory), "--ground-truth", str(truth)]
+    printed = CliRunner().invoke(app, [*command, "--report", str(page)])
     assert printed.exit_code == 0, printed.output
-    assert f"text-image (2 queries): AvgRecall {text['AvgRecall']['mean']:.3f} [" in printed.output
+    assert "text → photo (2 queries; mean [95% interval])" in printed.output
+    assert f"fake-1: AvgRecall {text['AvgRecall']['mean']:.3f} [" in printed.output
+    html = page.read_text()
+    assert html.count("<figure") == 4 * 6  # best and worst are the same two queries here
+    assert "<polyline" in html
+    assert not re.search(r"(src|href)=.(?!data:)", html)  # self-contained
+    anew = [*command[:3], str(tmp_path / "new"), *command[4:], "--data", str(tmp_path), "--encoder", "colour-histogram"]
+    printed = CliRunner().invoke(app, [*anew, "--json"])
+    assert printed.exit_code == 0, printed.output
+    assert [t["name"] for t in json.loads(printed.stdout)["tables"]] == ["photo → photo, held-out products"]
 
 
 def test_kagl_on_what_it_is_not_for(tmp_path: Path, kaggle: lookalike.Catalog, catalog: lookalike.Catalog):
@@ -107,7 +125,86 @@ def test_kagl_on_what_it_is_not_for(tmp_path: Path, kaggle: lookalike.Catalog, c
         kagl.evaluate(catalog.snapshot(), catalog.encoder, truth)
 
 
+def test_everyday_words_on_a_small_catalog(tmp_path: Path, kaggle: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
+    asked = [
+        {"query": "red", "want": {"baseColour": ["red"]}, "english": "general", "kind": "word", "half": "open"},
+        {"query": "blue", "want": {"baseColour": ["blue"], "articleType": ["bag"]}, "english": "british", "kind": "word",
+         "half": "open"},
+        {"query": "green", "want": {"baseColour": ["green"]}, "english": "general", "kind": "word", "half": "unseen"},
+    ]  # fmt: skip
+    monkeypatch.setattr(everyday, "LIST", tmp_path / "list.json")
+    everyday.LIST.write_text(json.dumps(asked))
+    report = everyday.evaluate(kaggle.snapshot(), kaggle.encoder)
+    assert {t["name"]: t["queries"] for t in report["tables"]} == {"all": 2, "word": 2, "british": 1, "general": 1}
+    # Ten of twelve products are found: all three red ones, and the one blue bag.
+    assert table_of(report, "general")["rows"]["fake-1"]["P@10"]["mean"] == pytest.approx(0.3)
+    assert table_of(report, "british")["rows"]["fake-1"]["P@10"]["mean"] == pytest.approx(0.1)
+    assert [q["query"] for q in everyday.queries("unseen")] == ["green"]
+    with pytest.raises(UsageError, match="choose open, unseen or all"):
+        everyday.queries("some")
+
+
+def test_the_list_of_everyday_words_is_what_it_says(data: Path):
+    """Each query's own word stands in no title, and each wish can be granted."""
+    import csv
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(data / "fashion-product-images-small.zip") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("styles.csv"))
+        products = list(csv.DictReader(io.StringIO(archive.read(name).decode())))
+    words = {w for p in products for w in re.findall(r"[a-z0-9'-]+", p["productDisplayName"].lower())}
+    asked = everyday.queries("all")
+    assert len(asked) >= 150
+    assert len({q["query"] for q in asked}) == len(asked)
+    for q in asked:
+        granted = sum(all(p[c] in values for c, values in q["want"].items()) for p in products)
+        assert granted >= 20, q
+        if q["kind"] != "description":
+            assert q["word"] not in words, q
+
+
+def test_photos_by_people_are_measured_on_some_senders_only(tmp_path: Path):
+    lines = ["image,sender_id,label,kids"]
+    for n in range(80):
+        draw(tmp_path / "images" / f"s{n}.jpg", list(COLOURS)[n // 4 % 4], "dress", n % 4)
+        lines.append(f"s{n},{n // 4},{('T-Shirt', 'Dress', 'Hat', 'Skirt')[n // 4 % 4]},False")
+    (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")
+    files, _, test = street_photos(tmp_path)
+    report = street.evaluate(encoders.load("fake"), tmp_path, [encoders.load("colour-histogram")])
+    photos = table_of(report, "photo")
+    assert photos["queries"] == test.sum() < len(files)
+    # Each kind is of one colour here, which both see.
+    assert all(row["same kind P@10"]["mean"] > 0.5 for row in photos["rows"].values())
+    zero_shot = table_of(report, "zero-shot")["rows"]
+    assert set(zero_shot) == {"fake-1", "always the largest kind"}
+    printed = CliRunner().invoke(app, ["evaluate", "street", "--data", str(tmp_path), "--encoder", "fake"])
+    assert printed.exit_code == 0, printed.output
+    assert "same kind P@10" in printed.output
+    with pytest.raises(InputError, match=r"no images\.csv here"):
+        street.evaluate(encoders.load("fake"), tmp_path / "images")
+
+
 def test_colour_histograms_are_unit_and_tell_colours_apart(catalog: lookalike.Catalog):
-    histograms = kagl.colour_histograms(catalog.snapshot())
-    assert np.allclose(np.linalg.norm(histograms, axis=1), 1, atol=1e-5)
-    assert histograms[0] @ histograms[4] > histograms[0] @ histograms[1]  # red and red, red and blue
+    histogram = encoders.load("colour-histogram")
+    vectors = protocol.encode_files(histogram, catalog.snapshot().paths)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[5] > vectors[0] @ vectors[2]  # red and red, red and blue (the first has two photos)
+    with pytest.raises(UsageError, match="reads photos only"):
+        histogram.encode_texts(["red"])
+
+
+def test_mobilenet_features_from_a_tflite_file(data: Path, catalog: lookalike.Catalog, tmp_path: Path):
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert (extra train)")
+    mobilenet = encoders.load(str(data / "weights" / "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite"))
+    assert (mobilenet.dim, mobilenet.size) == (1024, (224, 224))
+    vectors = protocol.encode_files(mobilenet, catalog.snapshot().paths[:6])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[5]  # two red shirts, and a red dress
+
+
+def test_a_tflite_file_that_is_none_is_told(tmp_path: Path):
+    pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert (extra train)")
+    (tmp_path / "x.tflite").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"x\.tflite: cannot be run"):
+        encoders.load(str(tmp_path / "x.tflite"))

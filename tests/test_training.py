@@ -86,7 +86,8 @@ def test_contrast_by_hand():
     log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     target = same.numpy() / same.numpy().sum(1, keepdims=True)
     by_hand = -(target * log).sum(1).mean()
-    assert builtin.contrast(a, a, same, torch.tensor(10.0)).item() == pytest.approx(by_hand, rel=1e-5)
+    keys, scale = torch.tensor([4, 4, 9]), torch.tensor(10.0)
+    assert builtin.contrast(a, a, keys, scale).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_calibration_keeps_what_the_folded_weights_computed():
@@ -233,3 +234,54 @@ def test_mobilenet_starts_as_the_tflite_file_computes(data: Path):
     assert np.corrcoef(known, mine)[0, 1] > 0.97  # 8-bit activations there, float here
     with pytest.raises(InputError, match="no such file"):
         pretrained.load_mobilenet(tower, file.with_name("nope.tflite"))
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    """Forty photos by ten people, in the layout of the clothing dataset."""
+    lines = ["image,sender_id,label,kids"]
+    for n in range(40):
+        kind = ("T-Shirt", "Dress", "Not sure")[n % 3]
+        draw(tmp_path / "clothing" / "images" / f"s{n}.jpg", list(COLOURS)[n % 4], KINDS[n % 2])
+        lines.append(f"s{n},{n // 4},{kind},False")
+    (tmp_path / "clothing" / "images.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "clothing"
+
+
+def test_photos_by_people_are_split_by_sender_and_the_test_ones_never_trained_on(
+    shop: Path, street: Path, tmp_path: Path
+):
+    packed = data.load(shop, None, shop / "text-image.json", tmp_path / "work", (64, 32), street)
+    assert packed.street is not None
+    assert packed.street.names == ["Dress", "T-Shirt"]
+    assert 0 < packed.street.test.sum() < len(packed.street.test)
+    senders = [int(f.stem[1:]) // 4 for f in packed.street.files]
+    by_sender = {s: {bool(t) for t, o in zip(packed.street.test, senders, strict=True) if o == s} for s in senders}
+    assert all(len(sides) == 1 for sides in by_sender.values())
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    run = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, builtin.Options(**{**vars(TINY), "street": 6}))
+    drawn = np.concatenate([run._street_rows(np.random.default_rng(n)) for n in range(50)])
+    assert len(set(drawn)) > 10
+    assert not packed.street.test[drawn].any()
+    run.begin(None)
+    _, rows = next(iter(builtin.batches(packed, run.options, 0)))
+    assert "street" in run.advance(rows)
+    with pytest.raises(InputError, match=r"no images\.csv here"):
+        data.load(shop, None, shop / "text-image.json", tmp_path / "work", (64, 32), tmp_path)
+
+
+def test_the_thesaurus_speaks_of_values_that_there_are():
+    words = data.thesaurus()
+    assert len(words) > 150
+    assert all(others and all(o == o.strip() != "" for o in others) for others in words.values())
+    assert "jumper" in words["Sweaters"]
+    assert "crimson" in words["Red"]
+
+
+def test_words_are_sometimes_said_otherwise(packed: data.FashionData):
+    texts = builtin.Texts(packed, pretrained.tokenizer_of(WORDS), synonyms=0.5)
+    texts.others = {"dress": ("frock", "gown")}
+    rng = np.random.default_rng(0)
+    assert {texts.word("dress", rng) for _ in range(100)} == {"dress", "frock", "gown"}
+    texts.synonyms = 0.0
+    assert {texts.word("dress", rng) for _ in range(100)} == {"dress"}

@@ -334,7 +334,7 @@ def encoders(as_json: Json = False) -> None:
     from lookalike.encoders import load
 
     rows: list[dict[str, Any]] = []
-    for name in ("builtin", "fake"):
+    for name in ("builtin", "fake", "colour-histogram"):
         made = load(name)
         reads = "photos and texts" if made.reads_text else "photos"
         rows.append({"name": name, "id": made.id, "dim": made.dim, "size": list(made.size), "reads": reads})
@@ -367,6 +367,7 @@ def train_builtin(
     mobilenet: Annotated[Path, typer.Option(help="mobilenet_v1_1.0_224_quant….tflite: the photo tower's start.")],
     out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
     large: Annotated[Optional[Path], typer.Option(help="The larger edition of some of the photos.")] = None,  # noqa: UP045
+    street: Annotated[Optional[Path], typer.Option(help="The clothing dataset: photos that people took.")] = None,  # noqa: UP045
     minilm: Annotated[
         str, typer.Option(help="Hub id or directory of MiniLM.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
@@ -382,32 +383,153 @@ def train_builtin(
     except ImportError as error:
         raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
     builtin.main(
-        data, large, ground_truth, mobilenet, minilm, work, out, builtin.options_from(set_ or []), quantise, typer.echo
+        data,
+        large,
+        street,
+        ground_truth,
+        mobilenet,
+        minilm,
+        work,
+        out,
+        builtin.options_from(set_ or []),
+        quantise,
+        typer.echo,
     )
+
+
+@train_app.command("adapt")
+def train_adapt(
+    source: Annotated[str, typer.Argument(help="Your catalogue: a folder or a table, as for index.")],
+    out: Annotated[Path, typer.Option(help="Where the new encoder's directory is written, if it is better.")],
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="builtin, or the directory of one that was trained here.")
+    ] = "builtin",
+    work: Annotated[Path, typer.Option(help="Checkpoint; a second run goes on from here.")] = Path("work"),
+    epochs: Annotated[float, typer.Option(help="Times through the photos.", min=0.01)] = 6.0,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Fine-tune the built-in model on your own catalogue; the old one stays where the new one is not better."""
+    from lookalike.encoders import load
+    from lookalike.encoders.onnx import OnnxEncoder
+    from lookalike.sources import open_source
+
+    try:
+        from lookalike.training import adapt
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    base = load(encoder)
+    if not isinstance(base, OnnxEncoder):
+        raise UsageError(f"--encoder {encoder}: only builtin and exported directories can be adapted")
+    opened = open_source(source, _roles(map_ or []))
+    options = adapt.Options(epochs=epochs)
+    found = adapt.main(opened, base.directory, out, work, options, lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    typer.echo(f"{found['held_out']} of {found['photos']} photos held out; mean [95% interval], before → after")
+    for name, before in found["before"].items():
+        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][name])]
+        typer.echo(f"  {name}: {' → '.join(cells)}")
+    gain = found["gain"]
+    typer.echo(f"mean gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+    if found["better"]:
+        typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
+    else:
+        typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+Beside = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--beside", help="Another encoder on the same photo queries, e.g. colour-histogram; may be repeated."),
+]
+Data = Annotated[Optional[Path], typer.Option(help="Index this into the catalog first.")]  # noqa: UP045
+ReportFile = Annotated[Optional[Path], typer.Option("--report", help="Also write a page, .html.")]  # noqa: UP045
 
 
 @evaluate_app.command("kagl")
 def evaluate_kagl(
     ground_truth: Annotated[Path, typer.Option(help="Folder of KAGL's ground truth, TASK.json.")],
+    data: Data = None,
     catalog: CatalogDir = HERE,
-    baseline: Annotated[bool, typer.Option(help="Also a colour histogram, photo to photo.")] = True,
+    encoder: EncoderName = None,
+    beside: Beside = None,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """The KAGL benchmark, and photo to photo, over a catalog of Kaggle's Fashion Product Images."""
+    from lookalike.encoders import load
     from lookalike.evaluation import kagl
 
-    opened = _open(catalog)
-    snapshot = opened.snapshot()
-    report = kagl.evaluate(
-        snapshot, opened.encoder, ground_truth, baseline, lambda what: typer.echo(f"measuring {what} …", err=True)
-    )
+    others = [load(name) for name in beside or []]
+    opened = _measured(data, catalog, encoder, as_json)
+    found = kagl.evaluate(opened.snapshot(), opened.encoder, ground_truth, others, _say)
+    _reported(found, report, as_json)
+
+
+@evaluate_app.command("everyday")
+def evaluate_everyday(
+    half: Annotated[str, typer.Option(help="Which half of the list: open, unseen (for the end), or all.")] = "open",
+    data: Data = None,
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Words that no title holds, over a catalog of Kaggle's Fashion Product Images."""
+    from lookalike.evaluation import everyday
+
+    opened = _measured(data, catalog, encoder, as_json)
+    _reported(everyday.evaluate(opened.snapshot(), opened.encoder, half, _say), report, as_json)
+
+
+@evaluate_app.command("street")
+def evaluate_street(
+    data: Annotated[Path, typer.Option(help="The unpacked clothing dataset: images.csv and images/.")],
+    encoder: Annotated[
+        str, typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="What is measured.")
+    ] = "builtin",
+    beside: Beside = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Photos that people took: kind of garment by words alone, and photo to photo."""
+    from lookalike.encoders import load
+    from lookalike.evaluation import street
+
+    found = street.evaluate(load(encoder), data, [load(name) for name in beside or []], _say)
+    _reported(found, report, as_json)
+
+
+def _say(what: str) -> None:
+    typer.echo(f"measuring {what} …", err=True)
+
+
+def _measured(data: Path | None, directory: Path, encoder: str | None, quiet: bool) -> Catalog:
+    """The catalog that a protocol runs over, brought in step with ``data`` first."""
+    opened = _open(directory, encoder, must_exist=data is None)
+    if data is not None:
+        with _progress("Indexing", quiet) as progress:
+            opened.index(data, progress=progress)
+    return opened
+
+
+def _reported(report: dict[str, Any], file: Path | None, as_json: bool) -> None:
+    if file is not None:
+        from lookalike.evaluation.report import write
+
+        write(report, file)
     if as_json:
-        typer.echo(json.dumps(report))
+        typer.echo(json.dumps(report, ensure_ascii=False))
         return
-    typer.echo(f"{report['encoder']} over {report['products']} products; mean [95% interval]")
-    for task, figures in [*report["tasks"].items(), *((k, v) for k, v in report.items() if k.startswith("photo"))]:
-        cells = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in figures.items() if k != "queries"]
-        typer.echo(f"{task} ({figures['queries']} queries): {', '.join(cells)}")
+    typer.echo(f"{report['title']}: {report['encoder']}. {report['note']}")
+    for table in report["tables"]:
+        typer.echo(f"{table['name']} ({table['queries']} queries; mean [95% interval])")
+        for name, figures in table["rows"].items():
+            cells = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in figures.items()]
+            typer.echo(f"  {name}: {', '.join(cells)}")
+    if file is not None:
+        typer.echo(f"written to {file}")
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:

@@ -11,7 +11,7 @@ __all__ = ["Encoder", "load"]
 
 
 def load(name: str = "builtin", threads: int = 0) -> Encoder:
-    """The encoder of this name: ``builtin``, ``fake``, or a directory that holds an ``encoder.json``.
+    """The encoder of this name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite.
 
     Args:
         name: see above.
@@ -30,11 +30,20 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
             from lookalike.encoders.onnx import OnnxEncoder
 
             return OnnxEncoder(Path(__file__).parent.parent / "builtin", threads, name="builtin")
+        case "colour-histogram":
+            from lookalike.encoders.baselines import ColourHistogram
+
+            return ColourHistogram()
+        case _ if name.endswith(".tflite"):
+            from lookalike.encoders.baselines import TFLiteFeatures
+
+            return TFLiteFeatures(Path(name).resolve())
         case _ if Path(name, "encoder.json").is_file():
             from lookalike.encoders.onnx import OnnxEncoder
 
             return OnnxEncoder(Path(name).resolve(), threads)
         case _:
             raise UsageError(
-                f"no encoder {name!r}; there are builtin, fake, and any directory that holds an encoder.json"
+                f"no encoder {name!r}; there are builtin, fake, colour-histogram, any directory that holds an "
+                "encoder.json, and .tflite files of photo features"
             )

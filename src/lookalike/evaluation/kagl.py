@@ -8,7 +8,8 @@ a model that was trained on this catalog is "in-domain", and its figures say so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from lookalike.encoders.base import Encoder
 from lookalike.errors import InputError, NotFound
 from lookalike.evaluation import metrics
+from lookalike.evaluation.protocol import Progress, Report, encode_files, encode_texts, summary
 from lookalike.snapshot import Snapshot
 
 TASKS = {
@@ -29,23 +31,23 @@ TASKS = {
     "season-image+text": "season",
     "usage-image+text": "usage",
 }
-Progress = Callable[[str], None]
+CURVE = (1, 2, 5, 10, 20, 50, 100)
 
 
 def evaluate(
     snapshot: Snapshot,
     encoder: Encoder,
     ground_truth: Path,
-    baseline: bool = False,
+    beside: Sequence[Encoder] = (),
     progress: Progress = lambda s: None,
-) -> dict[str, Any]:
+) -> Report:
     """All tasks of KAGL that ``ground_truth`` has, and photo→photo; figures with 95% intervals.
 
     Args:
         snapshot: the whole catalog, one photo per product.
-        encoder: the one that made its vectors.
+        encoder: the one that made its vectors; one that reads no text is measured photo→photo only.
         ground_truth: folder of ``TASK.json``: query → {relevant id: 1}.
-        baseline: measure a colour histogram on the same photo→photo queries, too.
+        beside: encoders measured on the same photo→photo queries.
         progress: told what is being measured.
 
     Raises:
@@ -57,60 +59,108 @@ def evaluate(
         raise InputError(f"the catalog has no column {sorted(missing)[0]}; index Kaggle's Fashion Product Images first")
     if "text-image" not in files:
         raise InputError(f"{ground_truth}: no text-image.json here; give the folder of KAGL's ground truth")
+    truths = {task: json.loads(file.read_text()) for task, file in files.items()}
     vectors = snapshot.vectors[snapshot.first]
-    report: dict[str, Any] = {"products": len(snapshot), "encoder": encoder.id, "tasks": {}}
-    progress("titles")
-    titles = np.vstack([encoder.encode_texts(snapshot.titles[n : n + 256]) for n in range(0, len(snapshot), 256)])
-    fused = 0.9 * vectors + 0.1 * titles
-    fused /= np.linalg.norm(fused, axis=1, keepdims=True)
-    for task, file in files.items():
-        progress(TASKS[task])
-        corpus = vectors if task == "text-image" else fused
-        report["tasks"][task] = _task(snapshot, encoder, json.loads(file.read_text()), corpus, task)
-    progress("photo → photo")
-    held_out = sorted({i for relevant in json.loads(files["text-image"].read_text()).values() for i in relevant})
-    report["photo-photo"] = photo_to_photo(snapshot, vectors, held_out)
-    if baseline:
-        progress("a colour histogram")
-        report["photo-photo, colour histogram"] = photo_to_photo(snapshot, colour_histograms(snapshot), held_out)
+    report: Report = {
+        "title": "KAGL",
+        "note": f"{len(snapshot)} products. Published figures are zero-shot; the built-in model is trained in-domain, on other "
+        "products of this catalogue.",
+        "encoder": encoder.id,
+        "tables": [],
+        "curves": [],
+    }
+    if encoder.reads_text:
+        progress("titles")
+        fused = 0.9 * vectors + 0.1 * encode_texts(encoder, snapshot.titles)
+        fused /= np.linalg.norm(fused, axis=1, keepdims=True)
+        for task, truth in truths.items():
+            progress(TASKS[task])
+            _task(report, snapshot, encoder, truth, vectors if task == "text-image" else fused, task)
+    held_out = sorted({i for relevant in truths["text-image"].values() for i in relevant})
+    rows: dict[str, Any] = {}
+    for one in (encoder, *beside):
+        progress(f"photo → photo, {one.name}")
+        theirs = vectors if one is encoder else encode_files(one, [snapshot.paths[r] for r in snapshot.first], progress)
+        rows[one.id], queries, others = photo_to_photo(snapshot, theirs, held_out)
+        if one is encoder:
+            report["confusion"] = _confusion(snapshot, queries, others)
+    report["tables"].append({"name": "photo → photo, held-out products", "queries": len(queries), "rows": rows})
     return report
 
 
 def _task(
-    snapshot: Snapshot, encoder: Encoder, truth: dict[str, dict[str, int]], corpus: NDArray[np.float32], task: str
-) -> dict[str, Any]:
+    report: Report, snapshot: Snapshot, encoder: Encoder, truth: dict[str, dict[str, int]], corpus: NDArray[np.float32],
+    task: str,
+) -> None:  # fmt: skip
+    """Measure one task into the report."""
     queries = list(truth)
     try:
         relevant = [{snapshot.product(i) for i in truth[q]} for q in queries]
     except NotFound as error:
         raise InputError(f"{task}: {error}; index the whole data set first") from error
-    texts = np.vstack([encoder.encode_texts(queries[n : n + 256]) for n in range(0, len(queries), 256)])
-    order = metrics.ranked(corpus, texts, 10)
+    order = metrics.ranked(corpus, encode_texts(encoder, queries), CURVE[-1])
     hits = np.array([[row in want for row in rows] for rows, want in zip(order.tolist(), relevant, strict=True)])
     if task == "text-image":
         counts = np.array([len(r) for r in relevant])
-        one, ten = (metrics.recall(hits, counts, k) for k in (1, 10))
+        values = {k: metrics.recall(hits, counts, k) for k in CURVE}
         names = ("AvgRecall", "R@1", "R@10")
+        report["gallery"] = _gallery(snapshot, queries, order, hits, metrics.reciprocal_rank(hits, CURVE[-1]))
     else:
-        one, ten = (metrics.precision(hits, k) for k in (1, 10))
+        values = {k: metrics.precision(hits, k) for k in CURVE}
         names = ("AvgP", "P@1", "P@10")
-    values = {names[0]: (one + ten) / 2, names[1]: one, names[2]: ten, "MRR": metrics.reciprocal_rank(hits)}
-    return {"queries": len(queries), **{k: summary(v) for k, v in values.items()}}
+    figures = dict(zip(names, ((values[1] + values[10]) / 2, values[1], values[10]), strict=True))
+    figures["MRR"] = metrics.reciprocal_rank(hits)
+    rows = {encoder.id: {name: summary(v) for name, v in figures.items()}}
+    report["tables"].append({"name": TASKS[task], "queries": len(queries), "rows": rows})
+    letter = names[1][0]
+    report["curves"].append(
+        {
+            "name": TASKS[task],
+            "figure": f"{letter}@k",
+            "points": [[k, round(float(v.mean()), 4)] for k, v in values.items()],
+        }
+    )
+
+
+def _gallery(
+    snapshot: Snapshot, queries: list[str], order: NDArray[np.int64], hits: NDArray[np.bool_], ranks: metrics.PerQuery
+) -> list[dict[str, Any]]:
+    """The twelve best and the twelve worst queries with their first six hits."""
+    chosen = np.argsort(-ranks, kind="stable")
+    picked = [*chosen[:12], *chosen[-12:]]
+    return [
+        {
+            "query": queries[q],
+            "found": bool(ranks[q] > 0),
+            "hits": [
+                {
+                    "path": snapshot.paths[snapshot.first[row]],
+                    "title": snapshot.titles[row],
+                    "relevant": bool(hits[q, n]),
+                }
+                for n, row in enumerate(order[q, :6])
+            ],
+        }
+        for q in picked
+    ]
 
 
 def photo_to_photo(
     snapshot: Snapshot, vectors: NDArray[np.float32], held_out: list[str], queries: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+) -> tuple[dict[str, dict[str, float]], NDArray[np.int64], NDArray[np.int64]]:
     """P@10 of held-out photos against all others: same type, same colour, same type and colour and gender.
 
     ``vectors`` (products, dim) may be of any kind, so that a baseline is measured on the same queries.
+
+    Returns:
+        the figures, the queries' positions (q,), and those of their ten neighbours (q, 10).
     """
     rows = np.array([snapshot.product(i) for i in held_out])
     rows = np.random.default_rng(seed).permutation(rows)[:queries]
     order = metrics.ranked(vectors, vectors[rows], 11)
     # The query itself is left out, wherever it stands (byte-identical photos tie with it).
     others = np.array([[n for n in found if n != row][:10] for found, row in zip(order, rows, strict=True)])
-    out: dict[str, Any] = {"queries": len(rows)}
+    out: dict[str, dict[str, float]] = {}
     same = np.ones(others.shape, bool)
     for name, column in (("type", "articleType"), ("colour", "baseColour"), ("gender", "gender")):
         values = np.array(snapshot.attributes[column].to_pylist(), object)
@@ -119,22 +169,21 @@ def photo_to_photo(
         if name != "gender":
             out[f"{name} P@10"] = summary(metrics.precision(equal, 10))
     out["type+colour+gender P@10"] = summary(metrics.precision(same, 10))
-    return out
+    return out, rows, others
 
 
-def summary(values: metrics.PerQuery) -> dict[str, float]:
-    """Mean and 95% interval."""
-    low, high = metrics.interval(values)
-    return {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
-
-
-def colour_histograms(snapshot: Snapshot) -> NDArray[np.float32]:
-    """The simplest baseline: an 8 × 4 × 4 HSV histogram of each product's first photo, square-rooted, unit length."""
-    from lookalike import images
-
-    out = np.empty((len(snapshot), 128), np.float32)
-    for row, photo in zip(out, snapshot.first, strict=True):
-        hsv = np.asarray(images.read(snapshot.paths[photo], at_least=64).convert("HSV")).reshape(-1, 3)
-        bins = (hsv[:, 0] >> 5).astype(int) * 16 + (hsv[:, 1] >> 6) * 4 + (hsv[:, 2] >> 6)
-        row[:] = np.sqrt(np.bincount(bins, minlength=128))
-    return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True), np.float32)
+def _confusion(snapshot: Snapshot, queries: NDArray[np.int64], others: NDArray[np.int64]) -> dict[str, Any]:
+    """Which types stand among the neighbours of which: the 16 most frequent ones, shares of each row."""
+    types = np.array(snapshot.attributes["articleType"].to_pylist(), object)
+    names = [name for name, _ in Counter(types[queries]).most_common(16)]
+    counts = np.zeros((len(names), len(names) + 1))
+    for query, found in zip(types[queries], types[others], strict=True):
+        if query in names:
+            for one in found:
+                counts[names.index(query), names.index(one) if one in names else len(names)] += 1
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    return {
+        "rows": names,
+        "columns": [*names, "others"],
+        "shares": [[round(float(x), 3) for x in row] for row in shares],
+    }

@@ -16,10 +16,33 @@ from numpy.typing import NDArray
 
 from lookalike import images
 from lookalike.errors import InputError
+from lookalike.sources.street import street_photos
 from lookalike.sources.table import csv_rows
 
 HEADS = ("articleType", "baseColour", "gender", "subCategory", "usage", "season", "masterCategory")
 VALIDATION_SHARE = 0.035
+
+
+def thesaurus() -> dict[str, tuple[str, ...]]:
+    """A catalogue's word → what people also say: ``thesaurus.txt``."""
+    lines = Path(__file__).with_name("thesaurus.txt").read_text("utf-8").splitlines()
+    pairs = (line.partition(": ") for line in lines if line and not line.startswith("#"))
+    return {word: tuple(others.split(", ")) for word, _, others in pairs}
+
+
+@dataclass(frozen=True)
+class StreetPhotos:
+    """Photos that people took (A. Grigorev's clothing dataset): of each, the kind of garment, and who sent it.
+
+    ``photos`` uint8 (n, h, w, 3); ``labels`` int64 (n,) into ``names``; ``test`` bool (n,): the photos of some senders, for
+    measuring alone.
+    """
+
+    files: list[Path]
+    photos: NDArray[np.uint8]
+    names: list[str]
+    labels: NDArray[np.int64]
+    test: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,7 @@ class FashionData:
     labels: NDArray[np.int64]
     digests: list[str]
     split: NDArray[np.int8]
+    street: StreetPhotos | None = None
 
     def value(self, head: str, row: int) -> str:
         """The name of one label, empty where it is missing."""
@@ -64,8 +88,12 @@ def split_of(ids: list[str], digests: list[str], ground_truth: Path) -> NDArray[
     )
 
 
-def load(data: Path, large: Path | None, ground_truth: Path, work: Path, size: tuple[int, int]) -> FashionData:
-    """Read ``data`` (``styles.csv`` + ``images/``), and ``large`` (bigger photos of some), packed once under ``work``.
+def load(
+    data: Path, large: Path | None, ground_truth: Path, work: Path, size: tuple[int, int], street: Path | None = None
+) -> FashionData:
+    """Read ``data`` (``styles.csv`` + ``images/``), ``large`` (bigger photos of some), and ``street`` (photos by people).
+
+    Photos are packed once under ``work``.
 
     Raises:
         InputError: ``data`` is not laid out so.
@@ -81,6 +109,12 @@ def load(data: Path, large: Path | None, ground_truth: Path, work: Path, size: t
     big = [i for i in ids if large and (large / "images" / f"{i}.jpg").is_file()]
     big_photos, _ = _packed(large / "images", big, work / "large", size) if large and big else (photos[:0], [])
     position = {i: n for n, i in enumerate(big)}
+    taken = None
+    if street is not None:
+        files, kinds, test = street_photos(street)
+        theirs, _ = _packed(street / "images", [f.stem for f in files], work / "street", size)
+        kind_names = sorted(set(kinds))
+        taken = StreetPhotos(files, theirs, kind_names, np.array([kind_names.index(k) for k in kinds]), test)
     names = {h: sorted({r[h] for r in records if r[h] and r[h] != "NA"}) for h in HEADS}
     index = {h: {name: n for n, name in enumerate(names[h])} for h in HEADS}
     return FashionData(
@@ -93,6 +127,7 @@ def load(data: Path, large: Path | None, ground_truth: Path, work: Path, size: t
         labels=np.array([[index[h].get(r[h], -1) for h in HEADS] for r in records]),
         digests=digests,
         split=split_of(ids, digests, ground_truth),
+        street=taken,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,8 @@ def _folded(photo: PhotoTower) -> PhotoTower:
 
 def _to_onnx(net: nn.Module, example: Tensor, name: str, file: Path, dynamic: dict[int, str]) -> None:
     axes = {n: torch.export.Dim(label, min=1, max=4096 if label == "n" else MAX_TOKENS) for n, label in dynamic.items()}
+    # It tells of every torchvision operator that it could not register; none is used.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter, about its own internals
         program = torch.onnx.export(

@@ -1,0 +1,125 @@
+"""A report as one page that needs nothing else: tables with intervals, curves, queries with their hits, confusion."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lookalike import images
+from lookalike.errors import InputError
+from lookalike.evaluation.protocol import Report
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: light-dark(#222, #eee); --soft: light-dark(#777, #aaa); --line: light-dark(#ddd, #444);
+  --good: light-dark(#1a7f4b, #5fd39a); --bad: light-dark(#b3261e, #ff8a80); }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: light-dark(#fff, #181818); max-width: 70rem;
+  margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; } p { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; } td small { color: var(--soft); }
+.confusion td, .confusion th { font-size: 12px; padding: .15rem .35rem; text-align: right; border: 0; }
+.confusion thead th { writing-mode: vertical-rl; text-align: left; }
+.query { margin: 1rem 0; } .hits { display: flex; gap: .5rem; flex-wrap: wrap; }
+figure { margin: 0; width: 96px; font-size: 11px; color: var(--soft); }
+figure img { width: 96px; height: 128px; object-fit: contain; background: #fff;
+  border: 2px solid var(--line); border-radius: 4px; }
+figure.good img { border-color: var(--good); }
+figcaption { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; }
+.miss { color: var(--bad); }
+svg text { fill: var(--soft); font-size: 12px; } svg .axis { stroke: var(--line); }
+"""
+_LINES = ("#8c2f4b", "#2b6cb0", "#2f855a", "#b7791f", "#6b46c1", "#4a5568", "#c05621")
+
+
+def write(report: Report, file: Path) -> None:
+    """Write ``report`` (see ``protocol``) as HTML. Raises InputError where the file cannot be written."""
+    parts = [f"<h1>{escape(report['title'])}: {escape(report['encoder'])}</h1><p>{escape(report.get('note', ''))}</p>"]
+    parts += [_table(t) for t in report["tables"]]
+    if report.get("curves"):
+        parts.append("<h2>By the number of hits</h2>" + _curves(report["curves"]))
+    if report.get("confusion"):
+        parts.append("<h2>Confusion</h2><p>Rows: what was asked; columns: what was found; in percent.</p>")
+        parts.append(_confusion(report["confusion"]))
+    if report.get("gallery"):
+        parts.append("<h2>Queries</h2><p>A green frame is right.</p>" + "".join(_query(q) for q in report["gallery"]))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(report['title'])}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>"
+    )
+    try:
+        file.write_text(page, "utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: the report cannot be written ({error.strerror})") from error
+
+
+def _table(table: dict[str, Any]) -> str:
+    figures = list(dict.fromkeys(f for row in table["rows"].values() for f in row))
+    head = "".join(f"<th>{escape(f)}</th>" for f in figures)
+    body = ""
+    for name, row in table["rows"].items():
+        cells = "".join(f"<td>{_figure(row.get(f))}</td>" for f in figures)
+        body += f"<tr><td>{escape(name)}</td>{cells}</tr>"
+    title = f"<h2>{escape(table['name'])}</h2><p>{table['queries']:,} queries; mean and 95% interval</p>"
+    return f'{title}<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(value: dict[str, float] | None) -> str:
+    return f"{value['mean']:.3f} <small>{value['low']:.3f}–{value['high']:.3f}</small>" if value else "–"
+
+
+def _curves(curves: list[dict[str, Any]]) -> str:
+    """All curves over ranks in one drawing, the ranks evenly spaced."""
+    ranks = [k for k, _ in curves[0]["points"]]
+    wide, high = 560, 260
+
+    def place(n: int, value: float) -> str:
+        return f"{50 + n * wide / max(1, len(ranks) - 1):.1f},{20 + high * (1 - value):.1f}"
+
+    out = '<div class="wide"><svg viewBox="0 0 860 320" width="860" role="img" aria-label="figures by the number of hits">'
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        y = 20 + high * (1 - value)
+        out += (
+            f'<line class="axis" x1="50" x2="{50 + wide}" y1="{y}" y2="{y}"/><text x="8" y="{y + 4}">{value:.2f}</text>'
+        )
+    for n, k in enumerate(ranks):
+        out += f'<text x="{50 + n * wide / max(1, len(ranks) - 1) - 6:.0f}" y="{high + 42}">{k}</text>'
+    for curve, colour, n in zip(curves, _LINES * 3, range(len(curves)), strict=False):
+        points = " ".join(place(i, value) for i, (_, value) in enumerate(curve["points"]))
+        out += f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>'
+        out += f'<rect x="{wide + 75}" y="{24 + n * 22}" width="14" height="4" fill="{colour}"/>'
+        out += f'<text x="{wide + 96}" y="{32 + n * 22}">{escape(curve["name"])} ({escape(curve["figure"])})</text>'
+    return out + "</svg></div>"
+
+
+def _confusion(confusion: dict[str, Any]) -> str:
+    head = "".join(f"<th>{escape(c)}</th>" for c in confusion["columns"])
+    body = ""
+    for name, shares in zip(confusion["rows"], confusion["shares"], strict=True):
+        cells = "".join(
+            f'<td style="background: rgb(140 47 75 / {share:.2f})">{round(share * 100) or ""}</td>' for share in shares
+        )
+        body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
+    table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="wide"><table class="confusion">{table}</table></div>'
+
+
+def _query(query: dict[str, Any]) -> str:
+    hits = "".join(
+        f'<figure class="{"good" if hit["relevant"] else ""}">{_photo(hit["path"])}'
+        f"<figcaption>{escape(hit['title'])}</figcaption></figure>"
+        for hit in query["hits"]
+    )
+    missed = "" if query["found"] else ' <span class="miss">not found</span>'
+    return f'<div class="query"><b>{escape(query["query"])}</b>{missed}<div class="hits">{hits}</div></div>'
+
+
+def _photo(path: str) -> str:
+    try:
+        data = base64.b64encode(images.thumbnail(images.read(path, at_least=96), 96)).decode()
+    except InputError:
+        return "<i>the photo is gone</i>"
+    return f'<img alt="" src="data:image/jpeg;base64,{data}">'

@@ -1,0 +1,405 @@
+"""Fine-tune an exported model on one's own catalogue, and keep the result only where it is better.
+
+The weights are read back from the ONNX files that ship (8-bit ones dequantised), trained with the built-in model's own losses
+on the titles and the attributes of a source, exported again, and measured through the same runtime as before on products that
+the training never saw.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from lookalike import images
+from lookalike.encoders.base import Encoder
+from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.errors import ImageError, InputError
+from lookalike.evaluation import metrics
+from lookalike.evaluation.protocol import encode_texts, summary
+from lookalike.sources import Source
+from lookalike.training.builtin import augment, contrast, fast_bfloat16, padded, singular
+from lookalike.training.towers import Conv, PhotoTower, TextTower
+
+LEAST = 100
+"""Products under which there is nothing to learn, and nothing to measure."""
+
+HELD_OUT = 0.15
+KINDS = 200
+"""A column with more different values than this is no kind of thing (codes, titles)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hyper-parameters; stored with the checkpoint."""
+
+    epochs: float = 6.0
+    least_steps: int = 150
+    batch: int = 128
+    rate: float = 3e-4
+    decay: float = 0.02
+    clip: float = 1.0
+    title_weight: float = 1.0
+    attribute_weight: float = 0.5
+    frozen: int = 7
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A source packed for training: one row per photo.
+
+    ``photos`` uint8 (n, h, w, 3); ``columns``: text column → its values (n,), "" where missing; ``test`` bool (n,): held out,
+    whole products at a time, byte-identical photos on one side.
+    """
+
+    products: list[str]
+    titles: list[str]
+    photos: NDArray[np.uint8]
+    columns: dict[str, NDArray[Any]]
+    test: NDArray[np.bool_]
+
+
+def load(source: Source, encoder: Encoder, log: Callable[[str], None]) -> OwnData:
+    """Read and prepare every photo of ``source``.
+
+    Raises:
+        InputError: too few products that have a title or text attributes.
+    """
+    products, titles, photos, digests, rows = [], [], [], [], []
+    for n, product in enumerate(source.products):
+        for photo in product.photos:
+            try:
+                content = images.load(photo)
+                photos.append(encoder.prepare(images.read(content, at_least=max(encoder.size), name=str(photo))))
+            except (ImageError, InputError) as error:
+                log(f"left out: {error}")
+                continue
+            products.append(product.id)
+            titles.append(product.title)
+            digests.append(images.digest(content))
+            rows.append(product.attributes)
+        if n and n % 2000 == 0:
+            log(f"{n} of {len(source.products)} products read")
+    columns: dict[str, NDArray[Any]] = {}
+    for name in dict.fromkeys(c for row in rows for c in row):
+        values = [row.get(name) for row in rows]
+        texts = np.array([v if isinstance(v, str) else "" for v in values], object)
+        if 2 <= len(set(texts) - {""}) <= KINDS and all(v is None or isinstance(v, str) for v in values):
+            columns[name] = texts
+    useful = len(set(products)) if any(titles) or columns else 0
+    if useful < LEAST:
+        raise InputError(
+            f"{source.key}: {useful} products with a photo and a title or text columns; at least {LEAST} are needed to "
+            "train and to measure"
+        )
+    # A product goes where the smallest digest of its photos says; what shares a photo goes along.
+    least: dict[str, str] = {}
+    for product_id, digest in zip(products, digests, strict=True):
+        least[product_id] = min(digest, least.get(product_id, digest))
+    side = {i: int(d[:8], 16) < HELD_OUT * 2**32 for i, d in least.items()}
+    held = {d for i, d in zip(products, digests, strict=True) if side[i]}
+    side = {i: side[i] or d in held for i, d in zip(products, digests, strict=True)}
+    return OwnData(products, titles, np.stack(photos), columns, np.array([side[i] for i in products]))
+
+
+# Weights: ONNX → torch
+
+
+def load_towers(directory: Path) -> tuple[PhotoTower, TextTower]:
+    """The towers that an exported directory was made of, without batch normalisation (it is folded in).
+
+    Raises:
+        InputError: it was not exported by ``training.export``.
+    """
+    try:
+        photo, text = onnx.load(directory / "photo.onnx"), onnx.load(directory / "text.onnx")
+        return _photo_tower(_initializers(photo)), _text_tower(text, _initializers(text))
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{directory}: not a model that lookalike trained ({error}); adapt such a one") from error
+
+
+def _initializers(model: Any) -> dict[str, NDArray[Any]]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def _real(values: dict[str, NDArray[Any]], name: str) -> Tensor:
+    """A tensor by the name it had in torch, however it was stored: float32, float16, or 8 bits with scales."""
+    if name in values:
+        return torch.from_numpy(values[name].astype(np.float32))
+    if f"{name}.half" in values:
+        return torch.from_numpy(values[f"{name}.half"].astype(np.float32))
+    codes = values[f"{name}_quantized"].astype(np.float32)
+    scale = values.get(f"{name}_scale", values.get(f"{name}_quantized_scale"))
+    zero = values.get(f"{name}_zero_point", values.get(f"{name}_quantized_zero_point"))
+    if scale is None or zero is None:
+        raise KeyError(f"{name}_scale")
+    shape = (-1,) + (1,) * (codes.ndim - 1)
+    return torch.from_numpy((codes - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape))
+
+
+def _photo_tower(values: dict[str, NDArray[Any]]) -> PhotoTower:
+    layers = 1 + max(int(name.split(".")[1]) for name in values if name.startswith("layers."))
+    weight = _real(values, "project.weight")
+    width = len(_real(values, "layers.0.conv.bias")) / 32
+    tower = PhotoTower(weight.shape[0], frozen=layers, width=width)  # all "frozen": none has batch normalisation
+    with torch.no_grad():
+        for n, layer in enumerate(tower.layers):
+            assert isinstance(layer, Conv)
+            assert layer.conv.bias is not None
+            layer.conv.weight.copy_(_real(values, f"layers.{n}.conv.weight"))
+            layer.conv.bias.copy_(_real(values, f"layers.{n}.conv.bias"))
+        tower.project.weight.copy_(weight)
+        tower.project.bias.copy_(_real(values, "project.bias"))
+    return tower
+
+
+def _text_tower(model: Any, values: dict[str, NDArray[Any]]) -> TextTower:
+    table = next(v for v in values.values() if v.dtype == np.int8 and v.ndim == 2)
+    scale = next(v for v in values.values() if v.shape == (len(table), 1)).astype(np.float32)
+    dim, width = len(_real(values, "tower.project.bias")), len(_real(values, "tower.enter.bias"))
+    tower = TextTower(torch.from_numpy(table.astype(np.float32) * scale), dim, width)
+    made = {output: node for node in model.graph.node for output in node.output}
+    state = tower.state_dict()
+    for name in state:
+        if name in ("table", "delta"):
+            continue
+        try:
+            state[name] = _real(values, f"tower.{name}")
+        except KeyError:  # the exporter keeps most matrices transposed and nameless, before the Add of their bias
+            bias = name.replace("weight", "bias")
+            add = next(n for n in model.graph.node if n.op_type == "Add" and f"tower.{bias}" in n.input)
+            product = next(made[i] for i in add.input if i in made and made[i].op_type == "MatMul")
+            state[name] = _real(values, product.input[1]).T.contiguous()
+    tower.load_state_dict(state)
+    return tower
+
+
+# Training
+
+
+class Adaptation:
+    """One fine-tuning run; saved and resumed as safetensors, its randomness drawn from (seed, step) alone."""
+
+    def __init__(self, data: OwnData, directory: Path, options: Options):
+        torch.manual_seed(options.seed)
+        self.data, self.options = data, options
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        photo, text = load_towers(directory)
+        photo.frozen = min(options.frozen, photo.frozen)
+        self.model = nn.ModuleDict({"photo": photo, "text": text}).to(self.device)
+        photo.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.photo, self.text = photo, text
+        self.train_rows = np.flatnonzero(~data.test)
+        per_epoch = max(1, len(self.train_rows) // options.batch)
+        self.steps = max(options.least_steps, round(options.epochs * per_epoch))
+        self.step = 0
+        groups: dict[float, list[nn.Parameter]] = {}
+        fixed = {id(p) for layer in photo.layers[: photo.frozen] for p in layer.parameters()}
+        for p in self.model.parameters():
+            if id(p) not in fixed:
+                groups.setdefault(options.decay if p.ndim > 1 else 0.0, []).append(p)
+        self.optimiser = torch.optim.AdamW(
+            [{"params": p, "weight_decay": d} for d, p in groups.items()], lr=options.rate, fused=False
+        )
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step."""
+        o = self.options
+        rng = np.random.default_rng((o.seed, self.step))
+        rows = rng.choice(self.train_rows, min(o.batch, len(self.train_rows)), replace=False)
+        factor = min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = o.rate * factor
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
+            parts = self._losses(rows, rng)
+            loss = sum(parts.values(), start=torch.zeros((), device=self.device))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), o.clip)
+        self.optimiser.step()
+        self.step += 1
+        return {k: v.item() for k, v in parts.items()}
+
+    def _losses(self, rows: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Tensor]:
+        o, data = self.options, self.data
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        pixels = torch.from_numpy(data.photos[rows]).to(self.device)
+        size = (pixels.shape[1], pixels.shape[2])
+        vectors = F.normalize(self.photo.project(self.photo.pooled(augment(pixels, size, generator))).float(), dim=-1)
+        parts: dict[str, Tensor] = {}
+        titled = np.array([n for n, r in enumerate(rows) if data.titles[r]], np.int64)
+        if len(titled) > 1:
+            texts = [data.titles[rows[n]] for n in titled]
+            parts["title"] = o.title_weight * self._contrast(vectors[titled], texts, [t.lower() for t in texts])
+        if data.columns:
+            names = list(data.columns)
+            chosen = [names[n] for n in rng.permutation(len(names))[: rng.integers(1, min(3, len(names)) + 1)]]
+            values = [tuple(data.columns[c][r] for c in chosen) for r in rows]
+            known = np.array([n for n, v in enumerate(values) if all(v)], np.int64)
+            if len(known) > 1:
+                said = [" ".join(singular(v) if rng.random() < 0.5 else v for v in values[n]) for n in known]
+                keys = [values[n] for n in known]
+                parts["attributes"] = o.attribute_weight * self._contrast(vectors[known], said, keys)
+        return parts
+
+    def _contrast(self, vectors: Tensor, texts: list[str], keys: list[Any]) -> Tensor:
+        tokens = [self.tokenizer.encode(t, add_special_tokens=False).ids for t in texts]
+        known = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        same = torch.tensor([known[k] for k in keys], device=self.device)
+        return contrast(
+            vectors, self.text(padded(tokens).to(self.device)), same, torch.tensor(20.0, device=self.device)
+        )
+
+    def save(self, file: Path) -> None:
+        """All that a later process needs to go on, replaced whole."""
+        state = self.optimiser.state_dict()["state"]
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"optimiser.{i}.{k}": v for i, s in state.items() for k, v in s.items()}
+        part = file.with_suffix(".part")
+        kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        save_file(kept, part, {"step": str(self.step), "of": self._of()})
+        part.replace(file)
+
+    def resume(self, file: Path) -> None:
+        """Go on from ``file``. Raises InputError: it is of other options or other data."""
+        with safe_open(file, "pt", device=str(self.device)) as saved:
+            if saved.metadata()["of"] != self._of():
+                raise InputError(f"{file}: a checkpoint of other options or data; remove it, or give another --work")
+            tensors = {k: saved.get_tensor(k) for k in saved.keys()}  # noqa: SIM118 (no mapping)
+            self.step = int(saved.metadata()["step"])
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, i, name = key.split(".")
+                state.setdefault(int(i), {})[name] = value
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+
+    def _of(self) -> str:
+        return json.dumps(
+            [vars(self.options), len(self.data.products), self.data.products[:3], int(self.data.test.sum())]
+        )
+
+
+# Measuring
+
+
+def measure(data: OwnData, encoder: Encoder) -> dict[str, metrics.PerQuery]:
+    """Figures of each held-out photo, NaN where it has none: whether its title finds it (or one of that title) in ten, and
+    P@10 of each column's value among all other photos.
+    """
+    vectors = np.vstack([encoder.encode_photos(data.photos[n : n + 64]) for n in range(0, len(data.photos), 64)])
+    rows = np.flatnonzero(data.test)
+    nothing = np.full(len(rows), np.nan)
+    out: dict[str, metrics.PerQuery] = {}
+    titles = np.array([t.lower() for t in data.titles], object)
+    known = np.array([bool(data.titles[r]) for r in rows])
+    if known.any():
+        order = metrics.ranked(vectors, encode_texts(encoder, [data.titles[r] for r in rows[known]]), 10)
+        found = out["title → photo, found in 10"] = nothing.copy()
+        found[known] = (titles[order] == titles[rows[known]][:, None]).any(1)
+    order = metrics.ranked(vectors, vectors[rows], 11)
+    others = np.array([[n for n in near if n != row][:10] for near, row in zip(order, rows, strict=True)])
+    for name, values in data.columns.items():
+        known = np.array([bool(values[r]) for r in rows])
+        if known.any():
+            equal = values[others[known]] == values[rows[known]][:, None]
+            figure = out[f"photo → photo, same {name} P@10"] = nothing.copy()
+            figure[known] = metrics.precision(equal, 10)
+    return out
+
+
+def main(
+    source: Source,
+    base: Path,
+    out: Path,
+    work: Path,
+    options: Options,
+    log: Callable[[str], None],
+    save_every: float = 120.0,
+) -> dict[str, Any]:
+    """Fine-tune ``base`` on ``source`` into ``out``; a second call with the same ``work`` goes on where the first was.
+
+    Returns:
+        ``{"better": bool, "products", "held_out", "before": {figure: {"mean", "low", "high"}}, "after", "gain"}``; nothing is
+        left in ``out`` where the mean gain's 95% interval does not lie above zero.
+
+    Raises:
+        InputError: too little data, a model that was not trained here, or ``out`` is in use.
+    """
+    from lookalike.training.export import export
+
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: not empty; give --out a new directory")
+    old = OnnxEncoder(base)
+    if not old.reads_text:
+        raise InputError(f"{base}: reads no text, and titles are what it would learn from; adapt one that does")
+    log("reading photos")
+    data = load(source, old, log)
+    log(
+        f"{len(data.products)} photos, {int(data.test.sum())} of them held out; columns: {', '.join(data.columns) or 'none'}"
+    )
+    before = measure(data, old)
+    run = Adaptation(data, base, options)
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "adapt.safetensors"
+    if checkpoint.is_file():
+        run.resume(checkpoint)
+        log(f"going on at step {run.step} of {run.steps}")
+    began = saved = time.monotonic()
+    first = run.step
+    while run.step < run.steps:
+        parts = run.advance()
+        now = time.monotonic()
+        if run.step % 10 == 0 or run.step == run.steps:
+            left = (run.steps - run.step) * (now - began) / (run.step - first) / 60
+            log(
+                f"step {run.step}/{run.steps}  {' '.join(f'{k} {v:.3f}' for k, v in parts.items())}  {left:.0f} min left"
+            )
+        if now - saved > save_every or run.step == run.steps:
+            run.save(checkpoint)
+            saved = now
+    made = work / "adapted"
+    shutil.rmtree(made, ignore_errors=True)
+    rows = np.random.default_rng(0).permutation(run.train_rows)[:512]
+    run.model.cpu().float()
+    export(run.photo, run.text, run.tokenizer, old.size, data.photos[np.sort(rows)], made, "adapted")
+    log("measuring")
+    after = measure(data, OnnxEncoder(made))
+    # A held-out photo's mean gain over the figures that it has is one draw: its figures are not independent.
+    gain = np.nanmean(np.stack([after[name] - before[name] for name in before]), 0)
+    gain = gain[~np.isnan(gain)]
+    low, high = metrics.interval(gain)
+    better = low > 0
+    if better:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            out.rmdir()
+        shutil.move(made, out)
+    return {
+        "better": better,
+        "photos": len(data.products),
+        "held_out": int(data.test.sum()),
+        "before": {name: summary(values[~np.isnan(values)]) for name, values in before.items()},
+        "after": {name: summary(values[~np.isnan(values)]) for name, values in after.items()},
+        "gain": {"mean": round(float(gain.mean()), 4), "low": round(low, 4), "high": round(high, 4)},
+    }

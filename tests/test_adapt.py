@@ -1,0 +1,138 @@
+"""Fine-tuning on one's own catalogue: weights read back as they were written, gains measured, nothing worse is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import COLOURS, KINDS, draw, write_csv
+
+pytest.importorskip("torch", reason="needs torch: pip install torch==2.13.0, then the extra train")
+
+import torch
+from typer.testing import CliRunner
+
+from lookalike import encoders
+from lookalike.cli import app
+from lookalike.errors import InputError
+from lookalike.sources import open_source
+from lookalike.training import adapt, pretrained
+from lookalike.training.export import export
+from lookalike.training.towers import PhotoTower, TextTower
+
+WORDS = ["[PAD]", "[UNK]", *COLOURS, *KINDS, "the", "##s"]
+BUILTIN = Path(encoders.__file__).parent.parent / "builtin"
+SMALL = adapt.Options(epochs=1, least_steps=40, batch=32, rate=5e-4)
+QUICK = adapt.Options(epochs=1, least_steps=40, batch=32, rate=3e-3, frozen=3)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("own")
+    rows = []
+    for n in range(160):
+        colour, kind = list(COLOURS)[n % 4], KINDS[n % 3]
+        draw(root / f"{n}.png", colour, kind, n // 12)
+        rows.append({"id": n, "image": f"{n}.png", "title": f"the {colour} {kind}", "colour": colour, "type": kind})
+    return write_csv(root / "own.csv", rows)
+
+
+def random_model(directory: Path, quantise: bool) -> tuple[PhotoTower, TextTower]:
+    torch.manual_seed(0)
+    photo, text = PhotoTower(16, 0, 0.125).eval(), TextTower(torch.randn(len(WORDS), 192), dim=16, width=64).eval()
+    with torch.no_grad():  # equal vectors, as layers begin with, would be stored once
+        for p in text.parameters():
+            p.add_(torch.randn(p.shape) * 0.05)
+    calibration = np.random.default_rng(0).integers(0, 255, (64, 64, 32, 3), np.uint8)
+    photo.calibrate((torch.from_numpy(calibration).permute(0, 3, 1, 2).float() - 128) / 128)
+    export(photo, text, pretrained.tokenizer_of(WORDS), (64, 32), calibration, directory, "tiny", quantise)
+    return photo, text
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    random_model(directory, quantise=True)
+    return directory
+
+
+@pytest.mark.parametrize("quantise", [True, False])
+def test_weights_are_read_back_as_they_were_written(tmp_path: Path, quantise: bool):
+    photo, text = random_model(tmp_path / "tiny", quantise)
+    again, words = adapt.load_towers(tmp_path / "tiny")
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (8, 64, 32, 3), np.uint8))
+    ids = torch.tensor([[2, 6, 0], [3, 7, 10]])
+    with torch.no_grad():
+        assert (again(pixels) * photo(pixels)).sum(1).min() > (0.98 if quantise else 0.99999)
+        assert (words.eval()(ids) * text(ids)).sum(1).min() > 0.999  # 8-bit words
+
+
+def test_the_built_in_model_can_be_read_back(table: Path):
+    builtin = encoders.load("builtin")
+    photo, text = adapt.load_towers(builtin.directory)  # type: ignore[attr-defined]
+    data = adapt.load(open_source(table), builtin, print)
+    with torch.no_grad():
+        mine = photo.eval()(torch.from_numpy(data.photos[:8])).numpy()
+        ids = torch.tensor([builtin._tokenizer.encode("red dress", add_special_tokens=False).ids])  # type: ignore[attr-defined]
+        said = text.eval()(ids).numpy()
+    assert (mine * builtin.encode_photos(data.photos[:8])).sum(1).min() > 0.97
+    assert (said * builtin.encode_texts(["red dress"])).sum() > 0.9999
+
+
+def test_held_out_products_are_whole_and_never_trained_on(table: Path, base: Path):
+    data = adapt.load(open_source(table), encoders.load(str(base)), print)
+    assert 0 < data.test.sum() < len(data.test) / 2
+    run = adapt.Adaptation(data, base, QUICK)
+    assert not data.test[run.train_rows].any()
+    held, trained = ({data.products[r] for r in np.flatnonzero(side)} for side in (data.test, ~data.test))
+    assert not held & trained
+    assert list(data.columns) == ["colour", "type"]
+
+
+def test_it_is_kept_where_it_is_better_and_goes_on_where_it_was(table: Path, tmp_path: Path):
+    # A random net without batch normalisation learns nothing in forty steps: this takes the real one.
+    base, lines = BUILTIN, list[str]()
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("step 20/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        adapt.main(open_source(table), base, tmp_path / "new", tmp_path / "work", SMALL, stop, save_every=0)
+    found = adapt.main(open_source(table), base, tmp_path / "new", tmp_path / "work", SMALL, lines.append)
+    assert any(line.startswith("going on at step") for line in lines)
+    assert found["better"], found
+    assert found["gain"]["low"] > 0
+    assert found["held_out"] == json.loads(json.dumps(found))["held_out"] > 0
+    made = encoders.load(str(tmp_path / "new"))
+    again = adapt.measure(adapt.load(open_source(table), made, print), made)
+    for name, value in found["after"].items():  # what was measured is what was written
+        assert np.nanmean(again[name]) == pytest.approx(value["mean"], abs=1e-3)
+    with pytest.raises(InputError, match="not empty; give --out a new directory"):
+        adapt.main(open_source(table), base, tmp_path / "new", tmp_path / "work", SMALL, print)
+    with pytest.raises(InputError, match="other options or data"):
+        other = adapt.Options(**{**vars(SMALL), "rate": 1e-4})
+        adapt.main(open_source(table), base, tmp_path / "else", tmp_path / "work", other, print)
+
+
+def test_nothing_is_written_where_nothing_is_gained(table: Path, base: Path, tmp_path: Path):
+    idle = adapt.Options(**{**vars(QUICK), "rate": 0.0, "least_steps": 1, "epochs": 0.01})
+    found = adapt.main(open_source(table), base, tmp_path / "new", tmp_path / "work", idle, print)
+    assert not found["better"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_too_little_and_the_wrong_model_are_refused(table: Path, tmp_path: Path):
+    few = write_csv(tmp_path / "few.csv", [{"id": 1, "image": str(table.parent / "1.png"), "title": "x"}])
+    arguments = ["train", "adapt", str(few), "--out", str(tmp_path / "new"), "--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, InputError)
+    assert "1 products with a photo and a title or text columns; at least 100" in str(done.exception)
+    done = CliRunner().invoke(app, [*arguments, "--encoder", "fake"])
+    assert "only builtin and exported directories" in str(done.exception)
