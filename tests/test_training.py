@@ -17,11 +17,11 @@ from torch.nn.functional import normalize
 
 from lookalike import encoders
 from lookalike.errors import InputError, UsageError
-from lookalike.training import builtin, data, pretrained
+from lookalike.training import builtin, data, polish, pretrained
 from lookalike.training.towers import PhotoTower, TextTower
 
 WORDS = ["[PAD]", "[UNK]", *COLOURS, *KINDS, "women", "men", "##s", "s", "the"]
-TINY = builtin.Options(height=64, width=32, dim=32, frozen=1, epochs=3, batch=16, trunk_width=0.125, warmup=2)
+TINY = builtin.Options(height=64, width=32, dim=32, frozen=1, epochs=3, batch=16, trunk_width=0.125, warmup=2, polish=4)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,39 @@ def test_singular():
     assert [builtin.singular(w) for w in ("Dresses", "Watches", "Shirts", "Jeans", "Dress", "Bag")] == [
         "Dress", "Watch", "Shirt", "Jean", "Dress", "Bag",
     ]  # fmt: skip
+
+
+def test_polishing_changes_the_text_tower_alone(packed: data.FashionData):
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    options = builtin.Options(**{**vars(TINY), "polish": 200, "polish_rate": 3e-3})
+    run = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, options)
+    run.begin(None)
+    rows = np.flatnonzero(packed.split == 0)
+    before = run.vectors(rows)
+    lines: list[str] = []
+    polish.polish(run, lines.append)
+    assert torch.equal(before, run.vectors(rows))
+    assert not run.average.text.training
+    losses = [float(line.split("attributes ")[1].split()[0]) for line in lines if line.startswith("polish")]
+    assert losses == sorted(losses, reverse=True)
+    untouched = run.average.text.state_dict()
+    polish.polish(
+        builtin.Run(packed, run.texts.tokenizer, table, builtin.Options(**{**vars(options), "polish": 0})), print
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(untouched.values(), run.average.text.state_dict().values(), strict=True)
+    )
+
+
+def test_people_speak_in_sentences_and_slip(packed: data.FashionData):
+    texts = builtin.Texts(packed, pretrained.tokenizer_of(WORDS))
+    rng = np.random.default_rng(0)
+    said = [texts.spoken("red dress", rng) for _ in range(300)]
+    assert 0.4 < said.count("red dress") / 300 < 0.8
+    assert "looking for red dress" in said
+    slips = [s for s in said if "red dress" not in s]
+    assert slips
+    assert all(abs(len(s.split()[-1]) - len("dress")) < 20 for s in slips)
 
 
 def test_options_from_text():

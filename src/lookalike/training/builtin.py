@@ -46,6 +46,14 @@ MIXES: list[tuple[tuple[str, ...], float]] = [
 """Attributes that make a short text together, and how often."""
 
 
+FRAMES = (
+    "looking for {}", "i need {}", "{} please", "a nice {}", "some {}", "buy {} online", "cheap {}", "good quality {}",
+    "{} as a gift", "{} for the holidays", "something like {}", "do you have {}", "where can i find {}", "new {}", "best {}",
+    "comfortable {}", "simple {}", "lovely {}", "my favourite {}", "the latest {}", "branded {}", "trendy {}", "show me {}",
+    "{} that lasts", "i want {} for tomorrow", "any {} in the sale", "{} with fast delivery", "a pair of {}", "which {}",
+)  # fmt: skip
+"""What people say around the thing."""
+
 STREET_WORDS = {
     "T-Shirt": "Tshirts", "Pants": "Trousers", "Shoes": "Casual Shoes", "Shirt": "Shirts", "Outwear": "Jackets",
     "Dress": "Dresses", "Shorts": "Shorts", "Hat": "Caps", "Skirt": "Skirts", "Blazer": "Blazers", "Hoodie": "Sweatshirts",
@@ -80,6 +88,8 @@ class Options:
     synonyms: float = 0.4
     street: int = 48
     street_weight: float = 0.3
+    polish: int = 4000
+    polish_rate: float = 6e-4
     seed: int = 1
 
 
@@ -127,16 +137,33 @@ class Texts:
             return others[rng.integers(len(others))]
         return singular(value) if rng.random() < 0.5 else value
 
+    def spoken(self, text: str, rng: np.random.Generator) -> str:
+        """As a person might type it: at times within a sentence, at times with a slip of the finger."""
+        if rng.random() < 0.3:
+            text = FRAMES[rng.integers(len(FRAMES))].format(text)
+        if rng.random() < 0.12 and len(text) > 4:
+            n = int(rng.integers(1, len(text) - 1))
+            slip = int(rng.integers(3))  # a letter twice, one left out, two swapped
+            text = text[:n] + (text[n - 1] + text[n:], text[n + 1 :], text[n : n + 2][::-1] + text[n + 2 :])[slip]
+        return text
+
     def attributes(self, row: int, heads: tuple[str, ...], rng: np.random.Generator) -> list[int]:
         """Some attributes in a random order, "red dresses women" or "women red dress"."""
+        return self.tokens(self.said(row, heads, rng))
+
+    def said(self, row: int, heads: tuple[str, ...], rng: np.random.Generator) -> str:
+        """Some attributes in a random order, as text."""
         values = [self.word(self.data.value(h, row), rng) for h in heads]
-        return [t for n in rng.permutation(len(values)) for w in self.words(values[n]) for t in w]
+        return " ".join(values[n] for n in rng.permutation(len(values)))
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's word pieces."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def kind(self, name: str, rng: np.random.Generator) -> list[int]:
         """A kind of garment of the clothing dataset, in its own word or in the catalogue's or a synonym of that."""
         known = STREET_WORDS.get(name)
-        text = self.word(known, rng) if known and rng.random() < 0.6 else name
-        return [t for w in self.words(text) for t in w]
+        return self.tokens(self.word(known, rng) if known and rng.random() < 0.6 else name)
 
 
 def singular(noun: str) -> str:
@@ -225,7 +252,7 @@ class Run:
         if start:
             start(model.photo)
             rows = np.flatnonzero(self.data.split == 0)[:256]
-            model.photo.calibrate(self._pixels(rows, torch.device("cpu")))
+            model.photo.calibrate(self._pixels(rows, device=torch.device("cpu")))
         model.to(device=self.device)
         model.photo.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -318,6 +345,13 @@ class Run:
         return parts
 
     @torch.no_grad()
+    def vectors(self, rows: NDArray[np.int64], source: NDArray[np.uint8] | None = None) -> Tensor:
+        """What the averaged photo tower says of some photos as they are: unit vectors (rows, dim)."""
+        net = self.average.photo
+        parts = np.array_split(rows, len(rows) // 256 + 1)
+        return F.normalize(torch.cat([net.project(net.pooled(self._pixels(p, source))) for p in parts]), dim=-1)
+
+    @torch.no_grad()
     def validate(self, others: int = 8192) -> dict[str, float]:
         """Of the average, on the validation split: heads' accuracy, and recall@1 and @10 of its titles.
 
@@ -345,9 +379,11 @@ class Run:
             report[h] = float(right[target >= 0].mean()) if (target >= 0).any() else math.nan
         return report
 
-    def _pixels(self, rows: NDArray[np.int64], device: torch.device | None = None) -> Tensor:
+    def _pixels(
+        self, rows: NDArray[np.int64], source: NDArray[np.uint8] | None = None, device: torch.device | None = None
+    ) -> Tensor:
         """The rows' photos as they are, floats (n, 3, h, w) in −1 … 1."""
-        photos = torch.from_numpy(self.data.photos[rows]).to(device or self.device)
+        photos = torch.from_numpy((self.data.photos if source is None else source)[rows]).to(device or self.device)
         return ((photos.permute(0, 3, 1, 2).float() - 128) / 128).contiguous(memory_format=torch.channels_last)
 
     def save(self, file: Path) -> None:
@@ -466,16 +502,22 @@ def main(
     tokenizer = tokenizer_of(pieces)
     run = Run(packed, tokenizer, table, options)
     checkpoint = train(run, work, lambda tower: load_mobilenet(tower, mobilenet), log=log)
-    ship(run, checkpoint, out, tokenizer, quantise)
+    ship(run, checkpoint, out, tokenizer, quantise, log)
     log(f"written to {out}; measure it: lookalike index {data} --encoder {out}, then lookalike evaluate kagl")
 
 
-def ship(run: Run, checkpoint: Path, directory: Path, tokenizer: Tokenizer, quantise: bool = True) -> None:
+def ship(
+    run: Run, checkpoint: Path, directory: Path, tokenizer: Tokenizer, quantise: bool = True,
+    log: Callable[[str], None] = lambda line: None,
+) -> None:  # fmt: skip
     """Export a checkpoint's averaged weights as an encoder directory; see ``training.export``."""
     from lookalike.training.export import export
+    from lookalike.training.polish import polish
 
     run.begin(None)
     run.resume(checkpoint)
+    polish(run, log)
+    log(f"after polishing: validation {json.dumps({k: round(v, 4) for k, v in run.validate().items()})}")
     train_rows = np.flatnonzero(run.data.split == 0)
     rows = np.random.default_rng(0).permutation(train_rows)[:512]
     size = (run.options.height, run.options.width)

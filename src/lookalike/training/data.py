@@ -26,8 +26,12 @@ VALIDATION_SHARE = 0.035
 def thesaurus() -> dict[str, tuple[str, ...]]:
     """A catalogue's word → what people also say: ``thesaurus.txt``."""
     lines = Path(__file__).with_name("thesaurus.txt").read_text("utf-8").splitlines()
-    pairs = (line.partition(": ") for line in lines if line and not line.startswith("#"))
-    return {word: tuple(others.split(", ")) for word, _, others in pairs}
+    found: dict[str, tuple[str, ...]] = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            word, _, others = line.partition(": ")
+            found[word] = tuple(dict.fromkeys((*found.get(word, ()), *others.split(", "))))
+    return found
 
 
 @dataclass(frozen=True)
