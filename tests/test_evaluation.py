@@ -15,7 +15,7 @@ from conftest import COLOURS, KINDS, draw, write_csv
 from lookalike import encoders
 from lookalike.cli import app
 from lookalike.errors import InputError, UsageError
-from lookalike.evaluation import everyday, kagl, metrics, protocol, street
+from lookalike.evaluation import calibration, everyday, kagl, metrics, protocol, street
 from lookalike.sources.street import street_photos
 
 R = np.array([[True, False, True], [False, False, False], [False, True, True]])
@@ -208,3 +208,68 @@ def test_a_tflite_file_that_is_none_is_told(tmp_path: Path):
     (tmp_path / "x.tflite").write_bytes(b"no model")
     with pytest.raises(InputError, match=r"x\.tflite: cannot be run"):
         encoders.load(str(tmp_path / "x.tflite"))
+
+
+def test_a_rising_curve_pools_what_falls():
+    cosines = np.array([0.1, 0.2, 0.3, 0.4])
+    assert calibration.rising(cosines, np.array([0.0, 0.5, 0.25, 1.0]), 4) == [(0.1, 0.0), (0.25, 37.5), (0.4, 100.0)]
+    rng = np.random.default_rng(0)
+    cosines = rng.random(2000)
+    curve = calibration.rising(cosines, (rng.random(2000) < cosines).astype(float))
+    assert [y for _, y in curve] == sorted(y for _, y in curve)
+    assert all(abs(100 * x - y) < 20 for x, y in curve)
+
+
+def test_pairs_against_a_slow_oracle():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = rng.choice(["a", "b", ""], (40, 3)).astype(object)
+    own = np.arange(40)
+    cosines, agreement = calibration.pairs(vectors, vectors, known, known, own)
+    possible: dict[float, set[float]] = {}  # of a pair both ways round: what is missing differs
+    for q in range(40):
+        said = [i for i in range(3) if known[q, i]]
+        for n in range(40):
+            if n != q and said:
+                share = sum(known[n, i] == known[q, i] for i in said) / len(said)
+                possible.setdefault(round(float(vectors[q] @ vectors[n]), 4), set()).add(share)
+    assert len(cosines) > 700
+    assert all(a in possible[round(c, 4)] for c, a in zip(cosines, agreement, strict=True))
+    assert len(set(agreement)) > 2
+    assert np.allclose(
+        calibration.best(vectors, vectors, own), (vectors @ vectors.T - 3 * np.eye(40)).max(1), atol=1e-5
+    )
+
+
+def test_a_calibrated_encoder_says_how_alike_and_when_nothing_is(tmp_path: Path, kaggle: lookalike.Catalog):
+    encoder = kaggle.encoder
+    snapshot = kaggle.snapshot()
+    attributes = np.array(
+        [snapshot.attributes[c].to_pylist() for c in ("articleType", "baseColour", "gender")], object
+    ).T
+    scale = calibration.fit(snapshot.vectors, attributes, encoder)
+    encoder.calibration = scale  # type: ignore[attr-defined]
+    assert scale.alike("photo", 1.0) == 100
+    assert scale.alike("mixed", 1.0) is None
+    same = kaggle.answer(lookalike.Query(image=snapshot.paths[0]))
+    assert (same.hits[0].alike, same.no_good_match) == (100, False)
+    assert [h.alike for h in same.hits] == sorted((h.alike for h in same.hits), reverse=True)  # type: ignore[type-var]
+    assert same.hits[0].to_json()["alike"] == 100
+    assert kaggle.answer(lookalike.Query(text="red", like=("1",))).hits[0].alike is None
+    far = calibration.Calibration(scale.curves, {"text": 0.99, "photo": 1.1})
+    encoder.calibration = far  # type: ignore[attr-defined]
+    assert kaggle.answer(lookalike.Query(text="zebra")).no_good_match
+    assert not kaggle.answer(lookalike.Query(text="zebra dress", lexical=0.3)).no_good_match  # titles say dress
+    assert not kaggle.answer(lookalike.Query(text="zebra", not_text=("red",))).no_good_match
+
+    (tmp_path / "text-image.json").write_text(json.dumps({"red": {str(n): 1 for n in range(12)}}))
+    encoder.calibration = scale  # type: ignore[attr-defined]
+    report = calibration.evaluate(snapshot, encoder, kagl.held_out(tmp_path))
+    photo = table_of(report, "photo queries")["rows"]["fake-1"]
+    assert 0 <= photo["calibration error"]["mean"] < 0.2  # on what it was fitted to
+    assert photo["told that nothing is like it"]["mean"] < 0.2
+    with pytest.raises(UsageError, match="not calibrated"):
+        calibration.evaluate(snapshot, encoders.load("fake"), ["0"])
+    with pytest.raises(InputError, match=r"no text-image\.json"):
+        kagl.held_out(tmp_path / "images")

@@ -194,18 +194,28 @@ def search(
     answer = _open(catalog, encoder).answer(query)
     if as_json:
         hits = [h.to_json(paths=True) for h in answer.hits]
-        typer.echo(json.dumps({"hits": hits, "took_ms": round(answer.took_ms, 2)}, ensure_ascii=False))
+        found = {"hits": hits, "no_good_match": answer.no_good_match, "took_ms": round(answer.took_ms, 2)}
+        typer.echo(json.dumps(found, ensure_ascii=False))
         return
     if not answer.hits:
         typer.echo("no product passes the filter" if where else "the catalog is empty")
         return
     _table(
-        ["score", "id", "title", "attributes", "photo"],
+        ["score", "alike", "id", "title", "attributes", "photo"],
         [
-            [f"{h.score:.3f}", h.id, h.title, ", ".join(str(v) for v in h.attributes.values()), h.path]
+            [
+                f"{h.score:.3f}",
+                "" if h.alike is None else f"{h.alike:.0f}",
+                h.id,
+                h.title,
+                ", ".join(str(v) for v in h.attributes.values()),
+                h.path,
+            ]
             for h in answer.hits
         ],
     )
+    if answer.no_good_match:
+        typer.echo("nothing here is much like that; these come closest")
     typer.echo(f"{len(answer.hits)} of {answer.total} products, {answer.took_ms:.1f} ms")
 
 
@@ -481,6 +491,23 @@ def evaluate_everyday(
 
     opened = _measured(data, catalog, encoder, as_json)
     _reported(everyday.evaluate(opened.snapshot(), opened.encoder, half, _say), report, as_json)
+
+
+@evaluate_app.command("calibration")
+def evaluate_calibration(
+    ground_truth: Annotated[Path, typer.Option(help="Folder of KAGL's ground truth: its products are the queries.")],
+    data: Data = None,
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """How far off "alike" is, and how often "no good match" is said wrongly."""
+    from lookalike.evaluation import calibration, kagl
+
+    opened = _measured(data, catalog, encoder, as_json)
+    queries = kagl.held_out(ground_truth)
+    _reported(calibration.evaluate(opened.snapshot(), opened.encoder, queries, _say), report, as_json)
 
 
 @evaluate_app.command("street")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lookalike import images
 from lookalike import where as filters
-from lookalike.encoders.base import Encoder
+from lookalike.encoders.base import Calibration, Encoder
 from lookalike.errors import UsageError
 from lookalike.snapshot import Snapshot
 from lookalike.types import Answer, Hit, Query, is_unicode
@@ -39,6 +39,9 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
     words = snapshot.lexical.scores(query.text) if query.lexical and query.text and not query.pure else None
     found = snapshot.search(vector, query.k, mask, {*liked, *unliked}, words, query.lexical)
     attributes = snapshot.attributes_of([f.product for f in found])
+    kind = _kind(query)
+    scale: Calibration | None = getattr(encoder, "calibration", None)
+    least = scale.least.get(kind) if scale else None
     hits = tuple(
         Hit(
             id=snapshot.ids[f.product],
@@ -47,11 +50,23 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
             path=snapshot.paths[f.row],
             title=snapshot.titles[f.product],
             attributes=a,
+            alike=scale.alike(kind, f.score) if scale else None,
         )
         for f, a in zip(found, attributes, strict=True)
     )
     total = len(snapshot) if mask is None else int(np.count_nonzero(mask))
-    return Answer(hits, total, (time.perf_counter() - start) * 1000)
+    # A word that matches a title is a match, whatever the vectors say of it.
+    named = words is not None and words.any()
+    nothing = least is not None and bool(hits) and not named and max(h.score for h in hits) < least
+    return Answer(hits, total, (time.perf_counter() - start) * 1000, nothing)
+
+
+def _kind(query: Query) -> str:
+    """What the encoder's calibration calls such a query; one of several parts is of no kind."""
+    if query.not_text or query.not_like:
+        return "mixed"
+    text, photo = bool(query.text.strip()), query.image is not None or bool(query.like)
+    return "text" if text and not photo else "photo" if photo and not text else "mixed"
 
 
 def check(query: Query) -> None:

@@ -65,8 +65,9 @@ class Query:
 class Hit:
     """A product in the answer.
 
-    ``score`` is the cosine (−1 … 1) of the query with ``photo``, the product's best photo; ``path`` is the file that
-    the photo was read from (it never leaves this machine over HTTP).
+    ``score`` is the cosine (−1 … 1) of the query with ``photo``, the product's best photo; ``alike`` says the same from 0 to
+    100 where the encoder is calibrated for such a query: how much of type, colour and gender such a hit shares with what was
+    asked. ``path`` is the file that the photo was read from (it never leaves this machine over HTTP).
     """
 
     id: str
@@ -75,12 +76,14 @@ class Hit:
     path: str
     title: str
     attributes: Mapping[str, Value]
+    alike: float | None = None
 
     def to_json(self, *, paths: bool = False) -> dict[str, Any]:
         """As in ``search --json`` (``paths``: the photo as its file) and over HTTP (the photo as its id)."""
         return {
             "id": self.id,
             "score": round(self.score, 6),
+            **({} if self.alike is None else {"alike": round(self.alike)}),
             "photo": self.path if paths else self.photo,
             "title": self.title,
             "attributes": dict(self.attributes),
@@ -89,11 +92,15 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a search gives back: hits in order, how many products passed the filter, and the time it took."""
+    """What a search gives back: hits in order, how many products passed the filter, and the time it took.
+
+    ``no_good_match``: even the best hit is further away than nearly everything that a shop's customers ask for.
+    """
 
     hits: tuple[Hit, ...]
     total: int
     took_ms: float
+    no_good_match: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,12 +14,33 @@ Vectors = NDArray[np.float32]
 """(n, dim) float32, each row of length 1."""
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What a cosine of this encoder means, for queries of a kind (``photo`` or ``text``); see ``evaluation.calibration``.
+
+    ``curves`` has a rising list of (cosine, alike 0–100) for each kind; ``least`` the cosine of the best hit under which the
+    catalog has nothing like what was asked.
+    """
+
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    least: Mapping[str, float]
+
+    def alike(self, kind: str, cosine: float) -> float | None:
+        """0–100, or None for a kind that was not calibrated."""
+        curve = self.curves.get(kind)
+        if not curve:
+            return None
+        cosines, values = zip(*curve, strict=True)
+        return float(np.interp(cosine, cosines, values))
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """Photos and texts → unit vectors of one space.
 
     ``name`` is what a user types, ``id`` that name with a digest of weights and preprocessing: vectors of different ids
-    are never compared. ``size`` is (height, width) of the pixels that ``encode_photos`` takes.
+    are never compared. ``size`` is (height, width) of the pixels that ``encode_photos`` takes. An encoder may also
+    have a ``calibration``.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Encoders that are a directory of ONNX files: the built-in one, and whatever was trained and exported.
 
-encoder.json     name, dim, input size, file names: preprocessing is data and travels with the weights
+encoder.json     name, dim, input size, file names: preprocessing is data and travels with the weights; calibration
 photo.onnx       uint8 (n, height, width, 3) → float32 (n, dim), unit length
 text.onnx        int64 (n, length), 0 where padded → float32 (n, dim), unit length (optional)
 tokenizer.json   of the tokenizers library (with text.onnx)
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from lookalike import images
-from lookalike.encoders.base import Vectors
+from lookalike.encoders.base import Calibration, Vectors
 from lookalike.errors import InputError, UsageError
 
 
@@ -40,6 +40,7 @@ class OnnxEncoder:
             self.dim, self.size = int(config["dim"]), (int(config["height"]), int(config["width"]))
             self.max_tokens = int(config.get("max_tokens", 0))
             self.reads_text = "text" in config
+            self.calibration = Calibration(**config["calibration"]) if "calibration" in config else None
             files = [config["photo"], *([config["text"], config["tokenizer"]] if self.reads_text else [])]
             digest = hashlib.sha256(json.dumps([self.dim, self.size, self.max_tokens, config.get("fit")]).encode())
             for file in files:

@@ -76,16 +76,27 @@ def evaluate(
         for task, truth in truths.items():
             progress(TASKS[task])
             _task(report, snapshot, encoder, truth, vectors if task == "text-image" else fused, task)
-    held_out = sorted({i for relevant in truths["text-image"].values() for i in relevant})
+    queries_of = held_out(ground_truth)
     rows: dict[str, Any] = {}
     for one in (encoder, *beside):
         progress(f"photo → photo, {one.name}")
         theirs = vectors if one is encoder else encode_files(one, [snapshot.paths[r] for r in snapshot.first], progress)
-        rows[one.id], queries, others = photo_to_photo(snapshot, theirs, held_out)
+        rows[one.id], queries, others = photo_to_photo(snapshot, theirs, queries_of)
         if one is encoder:
             report["confusion"] = _confusion(snapshot, queries, others)
     report["tables"].append({"name": "photo → photo, held-out products", "queries": len(queries), "rows": rows})
     return report
+
+
+def held_out(ground_truth: Path) -> list[str]:
+    """Ids of the products that the text→image task names, which no training has seen. Raises InputError."""
+    try:
+        truth = json.loads((ground_truth / "text-image.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{ground_truth}: no text-image.json to be read; give the folder of KAGL's ground truth"
+        ) from error
+    return sorted({i for relevant in truth.values() for i in relevant})
 
 
 def _task(
@@ -146,7 +157,7 @@ def _gallery(
 
 
 def photo_to_photo(
-    snapshot: Snapshot, vectors: NDArray[np.float32], held_out: list[str], queries: int = 2000, seed: int = 0
+    snapshot: Snapshot, vectors: NDArray[np.float32], ids: list[str], queries: int = 2000, seed: int = 0
 ) -> tuple[dict[str, dict[str, float]], NDArray[np.int64], NDArray[np.int64]]:
     """P@10 of held-out photos against all others: same type, same colour, same type and colour and gender.
 
@@ -155,7 +166,7 @@ def photo_to_photo(
     Returns:
         the figures, the queries' positions (q,), and those of their ten neighbours (q, 10).
     """
-    rows = np.array([snapshot.product(i) for i in held_out])
+    rows = np.array([snapshot.product(i) for i in ids])
     rows = np.random.default_rng(seed).permutation(rows)[:queries]
     order = metrics.ranked(vectors, vectors[rows], 11)
     # The query itself is left out, wherever it stands (byte-identical photos tie with it).

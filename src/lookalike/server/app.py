@@ -146,6 +146,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
                 "hits": [h.to_json() for h in found.hits],
                 "total": found.total,
                 "facets": _facets(catalog, query.where)["facets"],
+                "no_good_match": found.no_good_match,
                 "took_ms": round(found.took_ms, 2),
             }
 

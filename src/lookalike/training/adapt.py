@@ -41,6 +41,7 @@ LEAST = 100
 """Products under which there is nothing to learn, and nothing to measure."""
 
 HELD_OUT = 0.15
+LEAST_TO_CALIBRATE = 60
 KINDS = 200
 """A column with more different values than this is no kind of thing (codes, titles)."""
 
@@ -346,7 +347,7 @@ def main(
     Raises:
         InputError: too little data, a model that was not trained here, or ``out`` is in use.
     """
-    from lookalike.training.export import export
+    from lookalike.training.export import calibrate, export
 
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty; give --out a new directory")
@@ -383,6 +384,9 @@ def main(
     rows = np.random.default_rng(0).permutation(run.train_rows)[:512]
     run.model.cpu().float()
     export(run.photo, run.text, run.tokenizer, old.size, data.photos[np.sort(rows)], made, "adapted")
+    kinds = [c for r in ("category", "colour", "gender") if (c := source.roles.get(r, "")) in data.columns]
+    if data.test.sum() >= LEAST_TO_CALIBRATE and kinds:
+        calibrate(made, data.photos[data.test], np.stack([data.columns[c][data.test] for c in kinds], 1))
     log("measuring")
     after = measure(data, OnnxEncoder(made))
     # A held-out photo's mean gain over the figures that it has is one draw: its figures are not independent.

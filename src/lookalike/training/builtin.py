@@ -511,7 +511,7 @@ def ship(
     log: Callable[[str], None] = lambda line: None,
 ) -> None:  # fmt: skip
     """Export a checkpoint's averaged weights as an encoder directory; see ``training.export``."""
-    from lookalike.training.export import export
+    from lookalike.training.export import calibrate, export
     from lookalike.training.polish import polish
 
     run.begin(None)
@@ -523,3 +523,7 @@ def ship(
     size = (run.options.height, run.options.width)
     average = run.average.cpu()
     export(average.photo, average.text, tokenizer, size, run.data.photos[np.sort(rows)], directory, "builtin", quantise)
+    tried = np.flatnonzero(run.data.split == 1)
+    heads = ("articleType", "baseColour", "gender")
+    attributes = np.array([[run.data.value(h, int(r)) for h in heads] for r in tried], object)
+    calibrate(directory, run.data.photos[tried], attributes)

@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.evaluation import calibration
 from lookalike.training.towers import MAX_TOKENS, Conv, PhotoTower, TextTower
 
 
@@ -85,6 +88,21 @@ def export(
     }
     config |= {"photo": "photo.onnx", "text": "text.onnx", "tokenizer": "tokenizer.json", "max_tokens": MAX_TOKENS}
     (directory / "encoder.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def calibrate(directory: Path, photos: NDArray[np.uint8], attributes: NDArray[Any]) -> None:
+    """Write what a cosine means into ``encoder.json``, measured through the very files that ship.
+
+    Args:
+        directory: as written by ``export``.
+        photos: prepared, that nothing was trained on, uint8 (n, height, width, 3).
+        attributes: type, colour and gender of each (n, up to 3), "" where missing.
+    """
+    encoder = OnnxEncoder(directory)
+    vectors = np.vstack([encoder.encode_photos(part) for part in np.array_split(photos, len(photos) // 64 + 1)])
+    found = calibration.fit(vectors, attributes, encoder)
+    file = directory / "encoder.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "calibration": asdict(found)}, indent=1) + "\n")
 
 
 def _folded(photo: PhotoTower) -> PhotoTower:

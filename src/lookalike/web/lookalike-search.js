@@ -376,7 +376,7 @@ class Api {
       // Words alone also match titles; that, and not the cosine, then makes the order, so no score is shown.
       data.set("lexical", LEXICAL);
       const body = await this.json(`/api/search?${data}`, { signal });
-      return { ...body, hits: body.hits.map(({ score, ...hit }) => hit) };
+      return { ...body, hits: body.hits.map(({ score, alike, ...hit }) => hit) };
     }
     if (!upload) return this.json(`/api/search?${data}`, { signal });
     data.set("image", upload, "photo");
@@ -421,8 +421,9 @@ class LookalikeCard extends HTMLElement {
       event.preventDefault();
       onlike(hit);
     };
-    const score = hit.score != null &&
-      el("span", { class: "lk-score", title: "How alike: the cosine", "aria-hidden": "true" }, hit.score.toFixed(2));
+    const [text, says] = hit.alike == null ? [hit.score?.toFixed(2), "How alike: the cosine"]
+      : [`${hit.alike}%`, "How alike: what such hits share of type, colour and gender"];
+    const score = text && el("span", { class: "lk-score", title: says, "aria-hidden": "true" }, text);
     this.replaceChildren(
       el("a", { class: "lk-card", href, onclick: open },
         el("span", { class: "lk-photo" }, image, score,
@@ -710,7 +711,7 @@ class LookalikeSearch extends HTMLElement {
     return this.#products.get(id);
   }
 
-  #show({ hits, total, facets, took_ms: took }, more) {
+  #show({ hits, total, facets, took_ms: took, no_good_match: nothing }, more) {
     const { grid, count, message, hero, filters, more: button } = this.#parts;
     const start = this.#query.isOpen && !String(this.#query.filters);
     if (!more) grid.replaceChildren();
@@ -727,7 +728,8 @@ class LookalikeSearch extends HTMLElement {
       grid.append(el("li", { "data-id": hit.id }, card));
     }
     const time = took === undefined ? "" : `, ${number(took, took < 10 ? 1 : 0)} ms`;
-    count.textContent = start ? `${number(total)} products` : `${number(hits.length)} of ${number(total)} products${time}`;
+    const found = `${number(hits.length)} of ${number(total)} products${time}`;
+    count.textContent = start ? `${number(total)} products` : nothing ? `Nothing here is much like that. Closest: ${found}` : found;
     hero.hidden = !start;
     this.classList.toggle("lk-start", start);
     if (start) this.#showIdeas(facets);
