@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import COLOURS, KINDS, draw, write_csv
 
@@ -22,6 +23,7 @@ from lookalike.sources import open_source
 from lookalike.training import adapt, pretrained
 from lookalike.training.export import export
 from lookalike.training.towers import PhotoTower, TextTower
+from lookalike.types import Product
 
 WORDS = ["[PAD]", "[UNK]", *COLOURS, *KINDS, "the", "##s"]
 BUILTIN = Path(encoders.__file__).parent.parent / "builtin"
@@ -109,16 +111,15 @@ def test_it_is_kept_where_it_is_better_and_goes_on_where_it_was(table: Path, tmp
     assert any(line.startswith("going on at step") for line in lines)
     assert found["better"], found
     assert found["gain"]["low"] > 0
-    assert found["held_out"] == json.loads(json.dumps(found))["held_out"] > 0
+    assert found["held_out"] >= 15
+    assert json.loads(json.dumps(found)) == found
     made = encoders.load(str(tmp_path / "new"))
     again = adapt.measure(adapt.load(open_source(table), made, print), made)
     for name, value in found["after"].items():  # what was measured is what was written
         assert np.nanmean(again[name]) == pytest.approx(value["mean"], abs=1e-3)
-    with pytest.raises(InputError, match="not empty; give --out a new directory"):
+    assert not (tmp_path / "work" / "adapt.safetensors").exists()  # done: the next run is another one
+    with pytest.raises(InputError, match="not an empty or new directory"):
         adapt.main(open_source(table), base, tmp_path / "new", tmp_path / "work", SMALL, print)
-    with pytest.raises(InputError, match="other options or data"):
-        other = adapt.Options(**{**vars(SMALL), "rate": 1e-4})
-        adapt.main(open_source(table), base, tmp_path / "else", tmp_path / "work", other, print)
 
 
 def test_nothing_is_written_where_nothing_is_gained(table: Path, base: Path, tmp_path: Path):
@@ -136,3 +137,78 @@ def test_too_little_and_the_wrong_model_are_refused(table: Path, tmp_path: Path)
     assert "1 products with a photo and a title or text columns; at least 100" in str(done.exception)
     done = CliRunner().invoke(app, [*arguments, "--encoder", "fake"])
     assert "only builtin and exported directories" in str(done.exception)
+
+
+def test_products_that_share_a_photo_stay_on_one_side_and_charts_are_left_out(tmp_path: Path, base: Path):
+    """Every second product shares a photo with the one before it, as its first; all have one size chart."""
+    draw(tmp_path / "chart.png", "black", "bag")
+    products = []
+    for n in range(160):
+        for name, mark in ((f"{n}.png", n), (f"pair{n // 2}.png", 200 + n // 2)):
+            with Image.open(draw(tmp_path / name, "red", "bag")) as image:
+                image.putpixel((0, 0), (mark % 256, mark // 256, 0))  # no two alike
+                image.save(tmp_path / name)
+        photos = [tmp_path / f"pair{n // 2}.png", tmp_path / f"{n}.png", tmp_path / "chart.png"]
+        products.append(Product(f"p{n}", photos, f"bag {n}"))
+    lines: list[str] = []
+    data = adapt.load(open_source(products), encoders.load(str(base)), lines.append)
+    assert "160 photos that each stand at more than 8 products" in lines[-1]
+    assert len(data.products) == 320
+    assert 0 < data.test.sum() < 160
+    side: dict[int, set[bool]] = {}
+    for product, test in zip(data.products, data.test, strict=True):
+        side.setdefault(int(product[1:]) // 2, set()).add(bool(test))
+    assert len(side) == 80
+    assert all(len(sides) == 1 for sides in side.values())
+    assert len(data.first) == 160
+
+
+def test_sparse_tables_are_learnt_from_where_they_speak(tmp_path: Path, base: Path):
+    products = []
+    for n in range(130):
+        draw(tmp_path / f"{n}.png", list(COLOURS)[n % 4], KINDS[n % 3], n // 12)
+        attributes = {"colour": list(COLOURS)[n % 4]} if n % 2 else {"type": KINDS[n % 3], "weight": 3, "empty": None}
+        products.append(Product(f"p{n}", [tmp_path / f"{n}.png"], "", attributes))  # type: ignore[arg-type]
+    data = adapt.load(open_source(products), encoders.load(str(base)), print)
+    assert list(data.columns) == ["type", "colour"]
+    run = adapt.Adaptation(data, base, QUICK)
+    assert all("attributes" in run.advance() for _ in range(5))
+    assert all(
+        np.isnan(v).any() and not np.isnan(v).all() for v in adapt.measure(data, encoders.load(str(base))).values()
+    )
+    silent = [Product(f"p{n}", [tmp_path / f"{n}.png"], "named" if n < 2 else "") for n in range(130)]
+    with pytest.raises(InputError, match="2 products with a photo and a title or text columns"):
+        adapt.load(open_source(silent), encoders.load(str(base)), print)
+
+
+def test_a_checkpoint_of_something_else_or_a_damaged_one_is_refused(table: Path, base: Path, tmp_path: Path):
+    data = adapt.load(open_source(table), encoders.load(str(base)), print)
+    run = adapt.Adaptation(data, base, QUICK)
+    run.advance()
+    run.save(tmp_path / "x.safetensors")
+    renamed = adapt.OwnData(**{**vars(data), "digest": "other titles"})
+    with pytest.raises(InputError, match="another model, options or data"):
+        adapt.Adaptation(renamed, base, QUICK).resume(tmp_path / "x.safetensors")
+    again = adapt.Adaptation(data, base, QUICK)
+    again.resume(tmp_path / "x.safetensors")
+    assert (again.step, again.advance()) == (1, run.advance())  # as if it had never stopped
+    (tmp_path / "x.safetensors").write_bytes(b"0" * 40)
+    with pytest.raises(InputError, match="remove it and begin again"):
+        again.resume(tmp_path / "x.safetensors")
+
+
+def test_folders_that_would_fail_at_the_end_are_refused_at_the_start(table: Path, base: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    for out, work, message in (
+        (tmp_path / "file", tmp_path / "w", "not an empty or new directory"),
+        (tmp_path / "new", tmp_path / "file", "cannot be made"),
+        (tmp_path / "w", tmp_path / "w", "must differ"),
+    ):
+        with pytest.raises(InputError, match=message):
+            adapt.main(open_source(table), base, out, work, QUICK, print)
+    (tmp_path / "foreign").mkdir()
+    for name in ("encoder.json", "text.onnx", "photo.onnx", "tokenizer.json"):
+        (tmp_path / "foreign" / name).write_bytes((base / name).read_bytes())
+    (tmp_path / "foreign" / "photo.onnx").write_bytes((base / "text.onnx").read_bytes())
+    with pytest.raises(InputError, match=r"not a whole encoder|not a model that lookalike trained"):
+        adapt.main(open_source(table), tmp_path / "foreign", tmp_path / "new", tmp_path / "w", QUICK, print)

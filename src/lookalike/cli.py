@@ -437,7 +437,7 @@ def train_adapt(
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    typer.echo(f"{found['held_out']} of {found['photos']} photos held out; mean [95% interval], before → after")
+    typer.echo(f"{found['held_out']} of {found['products']} products held out; mean [95% interval], before → after")
     for name, before in found["before"].items():
         cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][name])]
         typer.echo(f"  {name}: {' → '.join(cells)}")
@@ -536,27 +536,36 @@ def _measured(data: Path | None, directory: Path, encoder: str | None, quiet: bo
     """The catalog that a protocol runs over, brought in step with ``data`` first."""
     opened = _open(directory, encoder, must_exist=data is None)
     if data is not None:
+        others = set(opened.store.rows(["lk_source"])["lk_source"].to_pylist()) - {str(data.resolve())}
+        if others:
+            raise UsageError(f"{directory} holds {sorted(others)[0]}; measure in a catalog of its own: --catalog NEW")
         with _progress("Indexing", quiet) as progress:
             opened.index(data, progress=progress)
     return opened
 
 
 def _reported(report: dict[str, Any], file: Path | None, as_json: bool) -> None:
-    if file is not None:
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        _printed(report)
+    if file is not None:  # after the figures: a file that cannot be written must not lose them
         from lookalike.evaluation.report import write
 
         write(report, file)
-    if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False))
-        return
+        typer.echo(f"written to {file}", err=True)
+
+
+def _printed(report: dict[str, Any]) -> None:
     typer.echo(f"{report['title']}: {report['encoder']}. {report['note']}")
     for table in report["tables"]:
         typer.echo(f"{table['name']} ({table['queries']} queries; mean [95% interval])")
         for name, figures in table["rows"].items():
-            cells = [f"{k} {v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for k, v in figures.items()]
+            cells = [
+                f"{k} {v['mean']:.3f}" + (f" [{v['low']:.3f}, {v['high']:.3f}]" if "low" in v else "")
+                for k, v in figures.items()
+            ]
             typer.echo(f"  {name}: {', '.join(cells)}")
-    if file is not None:
-        typer.echo(f"written to {file}")
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:

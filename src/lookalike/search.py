@@ -55,9 +55,9 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
         for f, a in zip(found, attributes, strict=True)
     )
     total = len(snapshot) if mask is None else int(np.count_nonzero(mask))
-    # A word that matches a title is a match, whatever the vectors say of it.
-    named = words is not None and words.any()
-    nothing = least is not None and bool(hits) and not named and max(h.score for h in hits) < least
+    nothing = least is not None and bool(hits) and max(h.score for h in hits) < least
+    if nothing and words is not None:  # what has the very words is a match, whatever the vectors say of it
+        nothing = not snapshot.lexical.names(query.text, mask)
     return Answer(hits, total, (time.perf_counter() - start) * 1000, nothing)
 
 
@@ -65,8 +65,10 @@ def _kind(query: Query) -> str:
     """What the encoder's calibration calls such a query; one of several parts is of no kind."""
     if query.not_text or query.not_like:
         return "mixed"
-    text, photo = bool(query.text.strip()), query.image is not None or bool(query.like)
-    return "text" if text and not photo else "photo" if photo and not text else "mixed"
+    parts = (
+        ["text"] * bool(query.text.strip()) + ["photo"] * (query.image is not None) + ["photo"] * len(set(query.like))
+    )
+    return parts[0] if len(parts) == 1 else "mixed"  # a mean of several has another scale
 
 
 def check(query: Query) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,16 @@ class TFLiteFeatures(_PhotosOnly):
             raise InputError(f"{file}: takes {shape} of {self._in['dtype'].__name__}, not one 8-bit photo")
         self.name, self.size = str(file), (shape[1], shape[2])
         self.dim = int(np.prod(self._out["shape"]))
+        self._one_at_a_time = threading.Lock()
         self.id = f"{file.stem}-{hashlib.sha256(content).hexdigest()[:12]}"
 
     def encode_photos(self, pixels: NDArray[np.uint8]) -> Vectors:
         """As ``Encoder.encode_photos``; features are centred by their zero point and brought to unit length."""
         scale, zero = self._out["quantization"]
         out = np.empty((len(pixels), self.dim), np.float32)
-        for row, photo in zip(out, pixels, strict=True):
-            self._run.set_tensor(self._in["index"], photo[None])
-            self._run.invoke()
-            row[:] = (self._run.get_tensor(self._out["index"]).astype(np.float32).ravel() - zero) * (scale or 1.0)
+        with self._one_at_a_time:  # the interpreter keeps input and output within itself
+            for row, photo in zip(out, pixels, strict=True):
+                self._run.set_tensor(self._in["index"], photo[None])
+                self._run.invoke()
+                row[:] = (self._run.get_tensor(self._out["index"]).astype(np.float32).ravel() - zero) * (scale or 1.0)
         return np.asarray(out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12), np.float32)

@@ -85,19 +85,26 @@ def best(queries: NDArray[np.float32], vectors: NDArray[np.float32], own: NDArra
     return np.asarray(np.einsum("qd,qd->q", queries, vectors[first]), np.float64)
 
 
-def fit(vectors: NDArray[np.float32], attributes: NDArray[Any], encoder: Encoder) -> Calibration:
-    """Calibrate on photos that nothing was trained on.
+def fit(
+    vectors: NDArray[np.float32], attributes: NDArray[Any], encoder: Encoder, asked: NDArray[np.bool_] | None = None
+) -> Calibration:
+    """Calibrate on a catalogue's photos.
 
     Args:
-        vectors: of the photos, (n, dim).
-        attributes: type, colour and gender of each (n, 3), "" where missing.
+        vectors: of the photos, one of each product, (n, dim).
+        attributes: type, colour and gender of each (n, up to 3), "" where missing.
         encoder: for the texts "gender colour type".
+        asked: which of them are queries (n,), those that nothing was trained on; all by default.
     """
-    own = np.arange(len(vectors))
-    texts = encode_texts(encoder, [spoken(a) for a in attributes])
+    said = (attributes != "").any(1)
+    own = np.flatnonzero(said if asked is None else said & asked)
+    if not len(own):
+        return Calibration({}, {})
+    theirs = attributes[own]
+    texts = encode_texts(encoder, [spoken(a) for a in theirs])
     curves, least = {}, {}
-    for kind, queries in (("photo", vectors), ("text", texts)):
-        curves[kind] = rising(*pairs(queries, vectors, attributes, attributes, own))
+    for kind, queries in (("photo", vectors[own]), ("text", texts)):
+        curves[kind] = rising(*pairs(queries, vectors, theirs, attributes, own))
         found = best(queries, vectors, own if kind == "photo" else np.full(len(own), -1))
         least[kind] = round(float(np.quantile(found, REFUSED)), 4)
     curves["photo"].append((1.0, 100.0))  # the same photo
@@ -147,11 +154,11 @@ def evaluate(snapshot: Snapshot, encoder: Encoder, queries: list[str], progress:
         off = sum(
             abs(alike[bins == b].mean() - agreement[bins == b].mean()) * (bins == b).mean() for b in set(bins.tolist())
         )
-        curves.append({"name": f"agreement by alike, {kind}", "figure": "share", "points": points})
+        curves.append({"name": f"{kind} queries", "figure": "share", "points": points})
         refused = {
             "told that nothing is like it": summary((best(asked, vectors, own) < scale.least[kind]).astype(np.float64))
         }
-        figure = {"mean": round(float(off), 4), "low": round(float(off), 4), "high": round(float(off), 4)}
+        figure = {"mean": round(float(off), 4)}
         tables.append({"name": f"{kind} queries of the trade", "queries": len(rows),
                        "rows": {encoder.id: {"calibration error": figure, **refused}}})  # fmt: skip
     found = best(encode_texts(encoder, elsewhere), vectors, np.full(len(elsewhere), -1)) >= scale.least["text"]
@@ -164,7 +171,15 @@ def evaluate(snapshot: Snapshot, encoder: Encoder, queries: list[str], progress:
     note = (
         "alike against the share of type, colour and gender that hits have in common with the query; held-out products."
     )
-    return {"title": "Calibration", "note": note, "encoder": encoder.id, "tables": tables, "curves": curves}
+    about = "Agreement by alike"
+    return {
+        "title": "Calibration",
+        "note": note,
+        "about_curves": about,
+        "encoder": encoder.id,
+        "tables": tables,
+        "curves": curves,
+    }
 
 
 def _noise(encoder: Encoder, count: int = 60) -> NDArray[np.float32]:

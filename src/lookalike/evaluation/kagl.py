@@ -59,7 +59,11 @@ def evaluate(
         raise InputError(f"the catalog has no column {sorted(missing)[0]}; index Kaggle's Fashion Product Images first")
     if "text-image" not in files:
         raise InputError(f"{ground_truth}: no text-image.json here; give the folder of KAGL's ground truth")
-    truths = {task: json.loads(file.read_text()) for task, file in files.items()}
+    queries_of = held_out(ground_truth)
+    try:
+        truths = {task: json.loads(file.read_text("utf-8")) for task, file in files.items()}
+    except ValueError as error:
+        raise InputError(f"{ground_truth}: not the JSON of KAGL's ground truth ({error})") from error
     vectors = snapshot.vectors[snapshot.first]
     report: Report = {
         "title": "KAGL",
@@ -76,7 +80,6 @@ def evaluate(
         for task, truth in truths.items():
             progress(TASKS[task])
             _task(report, snapshot, encoder, truth, vectors if task == "text-image" else fused, task)
-    queries_of = held_out(ground_truth)
     rows: dict[str, Any] = {}
     for one in (encoder, *beside):
         progress(f"photo → photo, {one.name}")
@@ -138,7 +141,7 @@ def _gallery(
 ) -> list[dict[str, Any]]:
     """The twelve best and the twelve worst queries with their first six hits."""
     chosen = np.argsort(-ranks, kind="stable")
-    picked = [*chosen[:12], *chosen[-12:]]
+    picked = [*chosen[:12], *chosen[12:][-12:]]
     return [
         {
             "query": queries[q],
@@ -168,9 +171,7 @@ def photo_to_photo(
     """
     rows = np.array([snapshot.product(i) for i in ids])
     rows = np.random.default_rng(seed).permutation(rows)[:queries]
-    order = metrics.ranked(vectors, vectors[rows], 11)
-    # The query itself is left out, wherever it stands (byte-identical photos tie with it).
-    others = np.array([[n for n in found if n != row][:10] for found, row in zip(order, rows, strict=True)])
+    others = metrics.neighbours(vectors, rows)
     out: dict[str, dict[str, float]] = {}
     same = np.ones(others.shape, bool)
     for name, column in (("type", "articleType"), ("colour", "baseColour"), ("gender", "gender")):

@@ -33,6 +33,14 @@ def interval(values: PerQuery, seed: int = 0, draws: int = 2000) -> tuple[float,
     return float(low), float(high)
 
 
+def neighbours(vectors: NDArray[np.float32], rows: NDArray[np.int64], k: int = 10) -> NDArray[np.int64]:
+    """The ``k`` most similar others of each row of ``vectors`` (n, dim): (rows, k). The row itself is left out, wherever it
+    stands among equals; where there are fewer than ``k`` others, all of them.
+    """
+    order = ranked(vectors, vectors[rows], k + 1)
+    return np.array([[n for n in near if n != row][:k] for near, row in zip(order, rows, strict=True)])
+
+
 def ranked(vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int, batch: int = 64) -> NDArray[np.int64]:
     """Rows of the ``k`` most similar ``vectors`` (n, dim) for each of ``queries`` (q, dim): (q, k), best first."""
     k = min(k, len(vectors))

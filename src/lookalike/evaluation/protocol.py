@@ -1,8 +1,8 @@
 """What the protocols share: files → vectors, means with intervals, and the shape of a report.
 
 A report is plain JSON: ``{"title", "note", "encoder", "tables": [table], "curves": [curve], "gallery": [query],
-"confusion": {…}}``. A table is ``{"name", "queries", "rows": {measured: {figure: {"mean", "low", "high"}}}}``; all but the
-tables may be missing. ``report.py`` draws it.
+"confusion": {…}}``. A table is ``{"name", "queries", "rows": {measured: {figure: {"mean", "low", "high"}}}}``,
+without low and high where there is no interval; all but the tables may be missing. ``report.py`` draws it.
 """
 
 from __future__ import annotations

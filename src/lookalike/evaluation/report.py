@@ -40,7 +40,8 @@ def write(report: Report, file: Path) -> None:
     parts = [f"<h1>{escape(report['title'])}: {escape(report['encoder'])}</h1><p>{escape(report.get('note', ''))}</p>"]
     parts += [_table(t) for t in report["tables"]]
     if report.get("curves"):
-        parts.append("<h2>By the number of hits</h2>" + _curves(report["curves"]))
+        title = report.get("about_curves", "By the number of hits")
+        parts.append(f"<h2>{escape(title)}</h2>" + _curves(report["curves"]))
     if report.get("confusion"):
         parts.append("<h2>Confusion</h2><p>Rows: what was asked; columns: what was found; in percent.</p>")
         parts.append(_confusion(report["confusion"]))
@@ -68,12 +69,16 @@ def _table(table: dict[str, Any]) -> str:
 
 
 def _figure(value: dict[str, float] | None) -> str:
-    return f"{value['mean']:.3f} <small>{value['low']:.3f}–{value['high']:.3f}</small>" if value else "–"
+    if value is None:
+        return "–"
+    return f"{value['mean']:.3f}" + (
+        f" <small>{value['low']:.3f}–{value['high']:.3f}</small>" if "low" in value else ""
+    )
 
 
 def _curves(curves: list[dict[str, Any]]) -> str:
     """All curves over ranks in one drawing, the ranks evenly spaced."""
-    ranks = [k for k, _ in curves[0]["points"]]
+    ranks = sorted({k for curve in curves for k, _ in curve["points"]})
     wide, high = 560, 260
 
     def place(n: int, value: float) -> str:
@@ -88,7 +93,7 @@ def _curves(curves: list[dict[str, Any]]) -> str:
     for n, k in enumerate(ranks):
         out += f'<text x="{50 + n * wide / max(1, len(ranks) - 1) - 6:.0f}" y="{high + 42}">{k}</text>'
     for curve, colour, n in zip(curves, _LINES * 3, range(len(curves)), strict=False):
-        points = " ".join(place(i, value) for i, (_, value) in enumerate(curve["points"]))
+        points = " ".join(place(ranks.index(k), value) for k, value in curve["points"])
         out += f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>'
         out += f'<rect x="{wide + 75}" y="{24 + n * 22}" width="14" height="4" fill="{colour}"/>'
         out += f'<text x="{wide + 96}" y="{32 + n * 22}">{escape(curve["name"])} ({escape(curve["figure"])})</text>'

@@ -32,6 +32,19 @@ class Lexical:
         self.gain = (counts * (K1 + 1) / (counts + norm)).astype(np.float32)
         self.size = len(texts)
 
+    def names(self, text: str, mask: NDArray[np.bool_] | None = None) -> bool:
+        """Whether one text (that passes ``mask``) has two thirds of the words asked for, those of every other text aside."""
+        found = np.zeros(self.size, np.int32)
+        asked = 0
+        for w in set(_WORD.findall(text.casefold())):
+            n = self.words.get(w)
+            rows = self.rows[self.starts[n] : self.starts[n + 1]] if n is not None else self.rows[:0]
+            if len(rows) <= self.size / 2:
+                asked += 1
+                found[rows] += 1
+        best = found.max(initial=0) if mask is None else found[mask].max(initial=0)
+        return bool(asked and 3 * int(best) >= 2 * asked)
+
     def scores(self, text: str) -> NDArray[np.float32]:
         """BM25 of every text, (texts,), divided by the largest: 0 … 1."""
         out = np.zeros(self.size, np.float32)

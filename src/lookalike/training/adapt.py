@@ -7,6 +7,7 @@ the training never saw.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -40,8 +41,12 @@ from lookalike.training.towers import Conv, PhotoTower, TextTower
 LEAST = 100
 """Products under which there is nothing to learn, and nothing to measure."""
 
-HELD_OUT = 0.15
-LEAST_TO_CALIBRATE = 60
+HELD_OUT = 0.2
+LEAST_HELD_OUT, LEAST_TO_CALIBRATE = 15, 60
+"""Held-out products under which nothing can be said of a gain, or of what a cosine means."""
+
+SHARED = 8
+"""A photo that stands at more products than this is a size chart or a placeholder, and says nothing of any."""
 KINDS = 200
 """A column with more different values than this is no kind of thing (codes, titles)."""
 
@@ -67,7 +72,7 @@ class OwnData:
     """A source packed for training: one row per photo.
 
     ``photos`` uint8 (n, h, w, 3); ``columns``: text column → its values (n,), "" where missing; ``test`` bool (n,): held out,
-    whole products at a time, byte-identical photos on one side.
+    whole products at a time, byte-identical photos on one side; ``digest`` of everything that is here.
     """
 
     products: list[str]
@@ -75,6 +80,12 @@ class OwnData:
     photos: NDArray[np.uint8]
     columns: dict[str, NDArray[Any]]
     test: NDArray[np.bool_]
+    digest: str = ""
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """The row of each product's first photo: what is measured, since photos of one product are no independent draws."""
+        return np.sort(np.unique(np.array(self.products, object), return_index=True)[1])
 
 
 def load(source: Source, encoder: Encoder, log: Callable[[str], None]) -> OwnData:
@@ -93,7 +104,7 @@ def load(source: Source, encoder: Encoder, log: Callable[[str], None]) -> OwnDat
                 log(f"left out: {error}")
                 continue
             products.append(product.id)
-            titles.append(product.title)
+            titles.append(product.title.strip())
             digests.append(images.digest(content))
             rows.append(product.attributes)
         if n and n % 2000 == 0:
@@ -104,20 +115,43 @@ def load(source: Source, encoder: Encoder, log: Callable[[str], None]) -> OwnDat
         texts = np.array([v if isinstance(v, str) else "" for v in values], object)
         if 2 <= len(set(texts) - {""}) <= KINDS and all(v is None or isinstance(v, str) for v in values):
             columns[name] = texts
-    useful = len(set(products)) if any(titles) or columns else 0
+    owners: dict[str, set[str]] = {}
+    for product_id, digest in zip(products, digests, strict=True):
+        owners.setdefault(digest, set()).add(product_id)
+    charts = {d for d, of in owners.items() if len(of) > SHARED}
+    if charts:
+        log(f"left out: {sum(d in charts for d in digests)} photos that each stand at more than {SHARED} products")
+    said = [bool(title) or any(c[n] for c in columns.values()) for n, title in enumerate(titles)]
+    keep = np.array([n for n in range(len(products)) if said[n] and digests[n] not in charts], np.int64)
+    useful = len({products[n] for n in keep})
     if useful < LEAST:
         raise InputError(
             f"{source.key}: {useful} products with a photo and a title or text columns; at least {LEAST} are needed to "
             "train and to measure"
         )
-    # A product goes where the smallest digest of its photos says; what shares a photo goes along.
+    products, titles, digests = ([values[n] for n in keep] for values in (products, titles, digests))
+    columns = {name: values[keep] for name, values in columns.items()}
+    packed = np.stack([photos[n] for n in keep])
+    test = _held_out(products, digests)
+    everything = json.dumps([products, titles, digests, {c: v.tolist() for c, v in columns.items()}, test.tolist()])
+    return OwnData(products, titles, packed, columns, test, hashlib.sha256(everything.encode()).hexdigest())
+
+
+def _held_out(products: list[str], digests: list[str]) -> NDArray[np.bool_]:
+    """Which photos are held out: products that share a photo, however indirectly, stay together; by their least digest."""
+    parent = {name: name for name in (*products, *digests)}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for product, digest in zip(products, digests, strict=True):
+        parent[root(product)] = root(digest)
     least: dict[str, str] = {}
-    for product_id, digest in zip(products, digests, strict=True):
-        least[product_id] = min(digest, least.get(product_id, digest))
-    side = {i: int(d[:8], 16) < HELD_OUT * 2**32 for i, d in least.items()}
-    held = {d for i, d in zip(products, digests, strict=True) if side[i]}
-    side = {i: side[i] or d in held for i, d in zip(products, digests, strict=True)}
-    return OwnData(products, titles, np.stack(photos), columns, np.array([side[i] for i in products]))
+    for digest in digests:
+        least[root(digest)] = min(digest, least.get(root(digest), digest))
+    return np.array([int(least[root(d)][:8], 16) < HELD_OUT * 2**32 for d in digests])
 
 
 # Weights: ONNX → torch
@@ -199,8 +233,8 @@ class Adaptation:
     """One fine-tuning run; saved and resumed as safetensors, its randomness drawn from (seed, step) alone."""
 
     def __init__(self, data: OwnData, directory: Path, options: Options):
-        torch.manual_seed(options.seed)
         self.data, self.options = data, options
+        self.base = OnnxEncoder(directory).id
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         photo, text = load_towers(directory)
@@ -225,6 +259,7 @@ class Adaptation:
         """One optimiser step."""
         o = self.options
         rng = np.random.default_rng((o.seed, self.step))
+        torch.manual_seed(int(rng.integers(2**31)))
         rows = rng.choice(self.train_rows, min(o.batch, len(self.train_rows)), replace=False)
         factor = min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps)))
         for group in self.optimiser.param_groups:
@@ -233,10 +268,11 @@ class Adaptation:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
             parts = self._losses(rows, rng)
             loss = sum(parts.values(), start=torch.zeros((), device=self.device))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), o.clip)
-        self.optimiser.step()
+        if parts:  # a batch of a sparse table may have nothing to tell apart
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.model.parameters(), o.clip)
+            self.optimiser.step()
         self.step += 1
         return {k: v.item() for k, v in parts.items()}
 
@@ -255,9 +291,9 @@ class Adaptation:
             names = list(data.columns)
             chosen = [names[n] for n in rng.permutation(len(names))[: rng.integers(1, min(3, len(names)) + 1)]]
             values = [tuple(data.columns[c][r] for c in chosen) for r in rows]
-            known = np.array([n for n, v in enumerate(values) if all(v)], np.int64)
+            known = np.array([n for n, v in enumerate(values) if any(v)], np.int64)
             if len(known) > 1:
-                said = [" ".join(singular(v) if rng.random() < 0.5 else v for v in values[n]) for n in known]
+                said = [" ".join(singular(v) if rng.random() < 0.5 else v for v in values[n] if v) for n in known]
                 keys = [values[n] for n in known]
                 parts["attributes"] = o.attribute_weight * self._contrast(vectors[known], said, keys)
         return parts
@@ -281,12 +317,16 @@ class Adaptation:
         part.replace(file)
 
     def resume(self, file: Path) -> None:
-        """Go on from ``file``. Raises InputError: it is of other options or other data."""
-        with safe_open(file, "pt", device=str(self.device)) as saved:
-            if saved.metadata()["of"] != self._of():
-                raise InputError(f"{file}: a checkpoint of other options or data; remove it, or give another --work")
-            tensors = {k: saved.get_tensor(k) for k in saved.keys()}  # noqa: SIM118 (no mapping)
-            self.step = int(saved.metadata()["step"])
+        """Go on from ``file``. Raises InputError: it is of another model, other options or other data, or damaged."""
+        try:
+            with safe_open(file, "pt", device=str(self.device)) as saved:
+                meta = saved.metadata() or {}
+                tensors = {k: saved.get_tensor(k) for k in saved.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: cannot be read ({error}); remove it and begin again") from error
+        if meta.get("of") != self._of():
+            raise InputError(f"{file}: a run of another model, options or data; remove it, or give another --work")
+        self.step = int(meta["step"])
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -296,36 +336,37 @@ class Adaptation:
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
 
     def _of(self) -> str:
-        return json.dumps(
-            [vars(self.options), len(self.data.products), self.data.products[:3], int(self.data.test.sum())]
-        )
+        return json.dumps([vars(self.options), self.base, self.data.digest])
 
 
 # Measuring
 
 
 def measure(data: OwnData, encoder: Encoder) -> dict[str, metrics.PerQuery]:
-    """Figures of each held-out photo, NaN where it has none: whether its title finds it (or one of that title) in ten, and
-    P@10 of each column's value among all other photos.
+    """Figures of each held-out product's first photo among all products' first photos, NaN where it has none: whether its
+    title finds it (or one of that title) in ten, and P@10 of each column's value.
     """
-    vectors = np.vstack([encoder.encode_photos(data.photos[n : n + 64]) for n in range(0, len(data.photos), 64)])
-    rows = np.flatnonzero(data.test)
+    first = data.first
+    vectors = np.vstack(
+        [encoder.encode_photos(data.photos[part]) for part in np.array_split(first, len(first) // 64 + 1)]
+    )
+    rows = np.flatnonzero(data.test[first])
     nothing = np.full(len(rows), np.nan)
     out: dict[str, metrics.PerQuery] = {}
-    titles = np.array([t.lower() for t in data.titles], object)
-    known = np.array([bool(data.titles[r]) for r in rows])
+    names = [data.titles[n] for n in first]
+    titles = np.array([t.lower() for t in names], object)
+    known = np.array([bool(names[r]) for r in rows], np.bool_)
     if known.any():
-        order = metrics.ranked(vectors, encode_texts(encoder, [data.titles[r] for r in rows[known]]), 10)
+        order = metrics.ranked(vectors, encode_texts(encoder, [names[r] for r in rows[known]]), 10)
         found = out["title → photo, found in 10"] = nothing.copy()
         found[known] = (titles[order] == titles[rows[known]][:, None]).any(1)
-    order = metrics.ranked(vectors, vectors[rows], 11)
-    others = np.array([[n for n in near if n != row][:10] for near, row in zip(order, rows, strict=True)])
-    for name, values in data.columns.items():
-        known = np.array([bool(values[r]) for r in rows])
+    others = metrics.neighbours(vectors, rows) if len(rows) else rows[:, None]
+    for name, column in data.columns.items():
+        values = column[first]
+        known = np.array([bool(values[r]) for r in rows], np.bool_)
         if known.any():
-            equal = values[others[known]] == values[rows[known]][:, None]
             figure = out[f"photo → photo, same {name} P@10"] = nothing.copy()
-            figure[known] = metrics.precision(equal, 10)
+            figure[known] = metrics.precision(values[others[known]] == values[rows[known]][:, None], 10)
     return out
 
 
@@ -349,49 +390,55 @@ def main(
     """
     from lookalike.training.export import calibrate, export
 
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty; give --out a new directory")
+    made = work / "adapted"
+    _check_folders(out, work, made)
     old = OnnxEncoder(base)
     if not old.reads_text:
         raise InputError(f"{base}: reads no text, and titles are what it would learn from; adapt one that does")
+    load_towers(base)  # before the photos are read: it may be one that was not trained here
     log("reading photos")
     data = load(source, old, log)
-    log(
-        f"{len(data.products)} photos, {int(data.test.sum())} of them held out; columns: {', '.join(data.columns) or 'none'}"
-    )
+    held = int(data.test[data.first].sum())
+    log(f"{len(data.first)} products, {held} of them held out; columns: {', '.join(data.columns) or 'none'}")
+    if held < LEAST_HELD_OUT or data.test.all():
+        raise InputError(
+            f"{source.key}: {held} of {len(data.first)} products can be held out, since products that share photos stay "
+            f"together; at least {LEAST_HELD_OUT}, and as many to learn from, are needed"
+        )
     before = measure(data, old)
     run = Adaptation(data, base, options)
-    work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "adapt.safetensors"
     if checkpoint.is_file():
         run.resume(checkpoint)
         log(f"going on at step {run.step} of {run.steps}")
     began = saved = time.monotonic()
     first = run.step
-    while run.step < run.steps:
-        parts = run.advance()
-        now = time.monotonic()
-        if run.step % 10 == 0 or run.step == run.steps:
-            left = (run.steps - run.step) * (now - began) / (run.step - first) / 60
-            log(
-                f"step {run.step}/{run.steps}  {' '.join(f'{k} {v:.3f}' for k, v in parts.items())}  {left:.0f} min left"
-            )
-        if now - saved > save_every or run.step == run.steps:
-            run.save(checkpoint)
-            saved = now
-    made = work / "adapted"
+    try:
+        while run.step < run.steps:
+            parts = run.advance()
+            now = time.monotonic()
+            if run.step % 10 == 0 or run.step == run.steps:
+                left = (run.steps - run.step) * (now - began) / (run.step - first) / 60
+                shown = " ".join(f"{k} {v:.3f}" for k, v in parts.items())
+                log(f"step {run.step}/{run.steps}  {shown}  {left:.0f} min left")
+            if now - saved > save_every:
+                run.save(checkpoint)
+                saved = now
+    finally:  # interrupted, too
+        run.save(checkpoint)
     shutil.rmtree(made, ignore_errors=True)
     rows = np.random.default_rng(0).permutation(run.train_rows)[:512]
     run.model.cpu().float()
     export(run.photo, run.text, run.tokenizer, old.size, data.photos[np.sort(rows)], made, "adapted")
     kinds = [c for r in ("category", "colour", "gender") if (c := source.roles.get(r, "")) in data.columns]
-    if data.test.sum() >= LEAST_TO_CALIBRATE and kinds:
-        calibrate(made, data.photos[data.test], np.stack([data.columns[c][data.test] for c in kinds], 1))
+    if held >= LEAST_TO_CALIBRATE and len(kinds) > 1:
+        attributes = np.stack([data.columns[c][data.first] for c in kinds], 1)
+        calibrate(made, data.photos[data.first], attributes, data.test[data.first])
     log("measuring")
     after = measure(data, OnnxEncoder(made))
-    # A held-out photo's mean gain over the figures that it has is one draw: its figures are not independent.
-    gain = np.nanmean(np.stack([after[name] - before[name] for name in before]), 0)
-    gain = gain[~np.isnan(gain)]
+    # A held-out product's mean gain over the figures that it has is one draw: its figures are not independent.
+    gains = np.stack([after[name] - before[name] for name in before])
+    gain = np.nanmean(gains[:, ~np.isnan(gains).all(0)], 0)
     low, high = metrics.interval(gain)
     better = low > 0
     if better:
@@ -399,11 +446,27 @@ def main(
         if out.exists():
             out.rmdir()
         shutil.move(made, out)
+    checkpoint.unlink(missing_ok=True)  # done: the next run is another one
     return {
         "better": better,
-        "photos": len(data.products),
-        "held_out": int(data.test.sum()),
+        "products": len(data.first),
+        "held_out": held,
         "before": {name: summary(values[~np.isnan(values)]) for name, values in before.items()},
         "after": {name: summary(values[~np.isnan(values)]) for name, values in after.items()},
         "gain": {"mean": round(float(gain.mean()), 4), "low": round(low, 4), "high": round(high, 4)},
     }
+
+
+def _check_folders(out: Path, work: Path, made: Path) -> None:
+    """Make ``work``; refuse what would fail only after the training. Raises InputError."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out}: not an empty or new directory; give --out one")
+    if out.resolve() in (work.resolve(), made.resolve()):
+        raise InputError(f"{out}: --out and --work must differ")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be made ({error.strerror}); give another --work or --out"
+        ) from error

@@ -88,7 +88,7 @@ class Options:
     synonyms: float = 0.4
     street: int = 48
     street_weight: float = 0.3
-    polish: int = 4000
+    polish: int = 2000
     polish_rate: float = 6e-4
     seed: int = 1
 
@@ -274,6 +274,7 @@ class Run:
         o, data, model = self.options, self.data, self.model
         rng = np.random.default_rng((o.seed, 7, self.step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        torch.manual_seed(int(rng.integers(2**31)))
         scale = o.small_scale if self.step < self.steps * o.small_share else 1.0
         size = (round(o.height * scale / 32) * 32, round(o.width * scale / 32) * 32) if scale != 0.75 else (96, 72)
         photos = torch.from_numpy(photos_of(data, rows, rng)).to(self.device)

@@ -90,17 +90,20 @@ def export(
     (directory / "encoder.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def calibrate(directory: Path, photos: NDArray[np.uint8], attributes: NDArray[Any]) -> None:
+def calibrate(
+    directory: Path, photos: NDArray[np.uint8], attributes: NDArray[Any], asked: NDArray[np.bool_] | None = None
+) -> None:
     """Write what a cosine means into ``encoder.json``, measured through the very files that ship.
 
     Args:
         directory: as written by ``export``.
-        photos: prepared, that nothing was trained on, uint8 (n, height, width, 3).
+        photos: prepared, one of each product, uint8 (n, height, width, 3).
         attributes: type, colour and gender of each (n, up to 3), "" where missing.
+        asked: which of them are queries (n,), those that nothing was trained on; all by default.
     """
     encoder = OnnxEncoder(directory)
     vectors = np.vstack([encoder.encode_photos(part) for part in np.array_split(photos, len(photos) // 64 + 1)])
-    found = calibration.fit(vectors, attributes, encoder)
+    found = calibration.fit(vectors, attributes, encoder, asked)
     file = directory / "encoder.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "calibration": asdict(found)}, indent=1) + "\n")
 
