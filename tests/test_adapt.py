@@ -26,6 +26,12 @@ from lookalike.training.towers import PhotoTower, TextTower
 from lookalike.types import Product
 
 WORDS = ["[PAD]", "[UNK]", *COLOURS, *KINDS, "the", "##s"]
+OWN_WORDS = {
+    "red": "zorvik", "blue": "plumbo", "green": "tarnix", "black": "quoof", "shirt": "glimsel", "dress": "hoddle",
+    "bag": "wexley",
+}  # fmt: skip
+"""A shop's own names, which no model knows before."""
+
 BUILTIN = Path(encoders.__file__).parent.parent / "builtin"
 SMALL = adapt.Options(epochs=1, least_steps=40, batch=32, rate=5e-4)
 QUICK = adapt.Options(epochs=1, least_steps=40, batch=32, rate=3e-3, frozen=3)
@@ -38,7 +44,15 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n in range(160):
         colour, kind = list(COLOURS)[n % 4], KINDS[n % 3]
         draw(root / f"{n}.png", colour, kind, n // 12)
-        rows.append({"id": n, "image": f"{n}.png", "title": f"the {colour} {kind}", "colour": colour, "type": kind})
+        rows.append(
+            {
+                "id": n,
+                "image": f"{n}.png",
+                "title": f"{OWN_WORDS[colour]} {OWN_WORDS[kind]}",
+                "colour": colour,
+                "type": kind,
+            }
+        )
     return write_csv(root / "own.csv", rows)
 
 

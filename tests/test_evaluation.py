@@ -177,7 +177,7 @@ def test_photos_by_people_are_measured_on_some_senders_only(tmp_path: Path):
     assert photos["queries"] == test.sum() < len(files)
     # Each kind is of one colour here, which both see.
     assert all(row["same kind P@10"]["mean"] > 0.5 for row in photos["rows"].values())
-    zero_shot = table_of(report, "zero-shot")["rows"]
+    zero_shot = table_of(report, "kind by words")["rows"]
     assert set(zero_shot) == {"fake-1", "always the largest kind"}
     printed = CliRunner().invoke(app, ["evaluate", "street", "--data", str(tmp_path), "--encoder", "fake"])
     assert printed.exit_code == 0, printed.output

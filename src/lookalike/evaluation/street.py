@@ -30,7 +30,7 @@ WORDS = {
 def evaluate(
     encoder: Encoder, folder: Path, beside: Sequence[Encoder] = (), progress: Progress = lambda s: None
 ) -> Report:
-    """Zero-shot accuracy over the ten largest kinds, and P@10 of the same kind among all test photos.
+    """Accuracy over the ten largest kinds by words alone, and P@10 of the same kind among all test photos.
 
     Args:
         encoder: measured; without texts, photo→photo only.
@@ -68,7 +68,7 @@ def evaluate(
             right = {"accuracy": summary((guess == truth).astype(np.float64))}
             always = {"accuracy": {"mean": round(majority, 4)}}
             tables.append(
-                {"name": "zero-shot, ten largest kinds", "queries": int(asked.sum()),
+                {"name": "kind by words alone, ten largest", "queries": int(asked.sum()),
                  "rows": {one.id: right, "always the largest kind": always}}
             )  # fmt: skip
             shares = np.zeros((len(largest), len(largest)))

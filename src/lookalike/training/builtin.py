@@ -70,14 +70,14 @@ class Options:
     width: int = 96
     dim: int = 256
     frozen: int = 3
-    epochs: float = 8.0
+    epochs: float = 23.0
     batch: int = 384
     rate: float = 2e-3
     trunk_rate: float = 8e-4
     decay: float = 0.05
     warmup: int = 60
     average: float = 0.99
-    small_share: float = 0.5
+    small_share: float = 0.6
     small_scale: float = 0.75
     title_weight: float = 1.0
     attribute_weight: float = 0.5
@@ -88,7 +88,7 @@ class Options:
     synonyms: float = 0.4
     street: int = 48
     street_weight: float = 0.3
-    polish: int = 2000
+    polish: int = 1500
     polish_rate: float = 6e-4
     seed: int = 1
 
