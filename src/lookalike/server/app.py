@@ -83,7 +83,7 @@ def create_app(catalog: Catalog, api_key: str = "", hosts: set[str] | None = Non
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
-        await run_in_threadpool(lambda: (catalog.encoder, catalog.snapshot(), _facets(catalog, "id is null")))
+        await run_in_threadpool(lambda: (catalog.encoder, catalog.snapshot().lexical, _facets(catalog, "id is null")))
         watch = asyncio.create_task(_watch(catalog))
         app.state.ready = True
         yield
@@ -107,7 +107,7 @@ async def _watch(catalog: Catalog) -> None:
     while True:
         await asyncio.sleep(POLL_SECONDS)
         try:
-            await run_in_threadpool(catalog.snapshot)
+            await run_in_threadpool(lambda: catalog.snapshot().lexical)
             told = ""
         except Exception as error:
             if str(error) != told:  # once, not every second
