@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lookalike.encoders.base import Encoder
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import metrics
-from lookalike.evaluation.protocol import Progress, Report, encode_texts, summary
+from lookalike.evaluation.protocol import Progress, Report, encode_texts, shown, summary
 from lookalike.snapshot import Snapshot
 
 LIST = Path(__file__).with_name("everyday.json")
@@ -59,14 +59,7 @@ def evaluate(snapshot: Snapshot, encoder: Encoder, half: str = "open", progress:
         {
             "query": f"{asked[q]['query']} ({precision[q]:.0%} right)",
             "found": bool(precision[q] >= 0.5),
-            "hits": [
-                {
-                    "path": snapshot.paths[snapshot.first[row]],
-                    "title": snapshot.titles[row],
-                    "relevant": bool(hits[q, n]),
-                }
-                for n, row in enumerate(order[q, :6])
-            ],
+            "hits": shown(snapshot, order[q], hits[q]),
         }
         for q in np.argsort(precision, kind="stable")
     ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lookalike.encoders.base import Encoder
 from lookalike.errors import InputError, NotFound
 from lookalike.evaluation import metrics
-from lookalike.evaluation.protocol import Progress, Report, encode_files, encode_texts, summary
+from lookalike.evaluation.protocol import Progress, Report, encode_files, encode_texts, shown, summary
 from lookalike.snapshot import Snapshot
 
 TASKS = {
@@ -57,8 +57,6 @@ def evaluate(
     missing = {"articleType", "baseColour", "gender"} - set(snapshot.attributes.column_names)
     if missing:
         raise InputError(f"the catalog has no column {sorted(missing)[0]}; index Kaggle's Fashion Product Images first")
-    if "text-image" not in files:
-        raise InputError(f"{ground_truth}: no text-image.json here; give the folder of KAGL's ground truth")
     queries_of = held_out(ground_truth)
     try:
         truths = {task: json.loads(file.read_text("utf-8")) for task, file in files.items()}
@@ -146,14 +144,7 @@ def _gallery(
         {
             "query": queries[q],
             "found": bool(ranks[q] > 0),
-            "hits": [
-                {
-                    "path": snapshot.paths[snapshot.first[row]],
-                    "title": snapshot.titles[row],
-                    "relevant": bool(hits[q, n]),
-                }
-                for n, row in enumerate(order[q, :6])
-            ],
+            "hits": shown(snapshot, order[q], hits[q]),
         }
         for q in picked
     ]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lookalike import images
 from lookalike.encoders.base import Encoder
 from lookalike.evaluation import metrics
+from lookalike.snapshot import Snapshot
 
 Report = dict[str, Any]
 Progress = Callable[[str], None]
@@ -45,6 +46,14 @@ def encode_files(
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Vectors of texts, (texts, dim)."""
     return np.vstack([encoder.encode_texts(texts[n : n + 256]) for n in range(0, len(texts), 256)])
+
+
+def shown(snapshot: Snapshot, rows: NDArray[np.int64], relevant: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """A query's first six hits as the gallery shows them: products' positions in order, and which of them are right."""
+    return [
+        {"path": snapshot.paths[snapshot.first[row]], "title": snapshot.titles[row], "relevant": bool(right)}
+        for row, right in zip(rows[:6], relevant[:6], strict=True)
+    ]
 
 
 def summary(values: metrics.PerQuery) -> dict[str, float]:

@@ -23,8 +23,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -35,6 +33,7 @@ from lookalike.errors import ImageError, InputError
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import encode_texts, summary
 from lookalike.sources import Source
+from lookalike.training import checkpoint
 from lookalike.training.builtin import augment, contrast, fast_bfloat16, padded, singular
 from lookalike.training.towers import Conv, PhotoTower, TextTower
 
@@ -308,32 +307,16 @@ class Adaptation:
 
     def save(self, file: Path) -> None:
         """All that a later process needs to go on, replaced whole."""
-        state = self.optimiser.state_dict()["state"]
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"optimiser.{i}.{k}": v for i, s in state.items() for k, v in s.items()}
-        part = file.with_suffix(".part")
-        kept = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(kept, part, {"step": str(self.step), "of": self._of()})
-        part.replace(file)
+        notes = {"step": str(self.step), "of": self._of()}
+        checkpoint.save(file, {"model": self.model}, self.optimiser, notes)
 
     def resume(self, file: Path) -> None:
         """Go on from ``file``. Raises InputError: it is of another model, other options or other data, or damaged."""
-        try:
-            with safe_open(file, "pt", device=str(self.device)) as saved:
-                meta = saved.metadata() or {}
-                tensors = {k: saved.get_tensor(k) for k in saved.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: cannot be read ({error}); remove it and begin again") from error
-        if meta.get("of") != self._of():
+        tensors, notes = checkpoint.read(file, self.device)
+        if notes.get("of") != self._of():
             raise InputError(f"{file}: a run of another model, options or data; remove it, or give another --work")
-        self.step = int(meta["step"])
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, i, name = key.split(".")
-                state.setdefault(int(i), {})[name] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        checkpoint.restore(tensors, {"model": self.model}, self.optimiser)
+        self.step = int(notes["step"])
 
     def _of(self) -> str:
         return json.dumps([vars(self.options), self.base, self.data.digest])
@@ -407,9 +390,9 @@ def main(
         )
     before = measure(data, old)
     run = Adaptation(data, base, options)
-    checkpoint = work / "adapt.safetensors"
-    if checkpoint.is_file():
-        run.resume(checkpoint)
+    unfinished = work / "adapt.safetensors"
+    if unfinished.is_file():
+        run.resume(unfinished)
         log(f"going on at step {run.step} of {run.steps}")
     began = saved = time.monotonic()
     first = run.step
@@ -422,10 +405,10 @@ def main(
                 shown = " ".join(f"{k} {v:.3f}" for k, v in parts.items())
                 log(f"step {run.step}/{run.steps}  {shown}  {left:.0f} min left")
             if now - saved > save_every:
-                run.save(checkpoint)
+                run.save(unfinished)
                 saved = now
     finally:  # interrupted, too
-        run.save(checkpoint)
+        run.save(unfinished)
     shutil.rmtree(made, ignore_errors=True)
     rows = np.random.default_rng(0).permutation(run.train_rows)[:512]
     run.model.cpu().float()
@@ -446,7 +429,7 @@ def main(
         if out.exists():
             out.rmdir()
         shutil.move(made, out)
-    checkpoint.unlink(missing_ok=True)  # done: the next run is another one
+    unfinished.unlink(missing_ok=True)  # done: the next run is another one
     return {
         "better": better,
         "products": len(data.first),

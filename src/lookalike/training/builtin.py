@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lookalike.errors import InputError, UsageError
+from lookalike.training import checkpoint
 from lookalike.training.data import HEADS, FashionData, load, thesaurus
 from lookalike.training.pretrained import load_mobilenet, tokenizer_of, word_piece_table
 from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower
@@ -389,38 +390,23 @@ class Run:
 
     def save(self, file: Path) -> None:
         """Everything that a later process needs to go on, in one safetensors file, replaced whole."""
-        state = self.optimiser.state_dict()["state"]
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        tensors |= {f"optimiser.{i}.{k}": v for i, s in state.items() for k, v in s.items()}
         meta = {
             "step": str(self.step),
             "options": json.dumps(asdict(self.options)),
             "names": json.dumps(self.data.names),
         }
-        part = file.with_suffix(".part")
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, meta)
-        part.replace(file)
+        checkpoint.save(file, {"model": self.model, "average": self.average}, self.optimiser, meta)
 
     def resume(self, file: Path) -> None:
         """Go on from ``file``.
 
         Raises:
-            InputError: it was made with other options or another data set.
+            InputError: it was made with other options or another data set, or is damaged.
         """
-        with safe_open(file, "pt", device=str(self.device)) as saved:
-            meta = saved.metadata()
-            if json.loads(meta["options"]) != asdict(self.options) or json.loads(meta["names"]) != self.data.names:
-                raise InputError(f"{file}: a checkpoint of other options or data; remove it, or give another --work")
-            tensors = {k: saved.get_tensor(k) for k in saved.keys()}  # noqa: SIM118 (no mapping)
-        for part, net in (("model.", self.model), ("average.", self.average)):
-            net.load_state_dict({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)})
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, i, name = key.split(".")
-                state.setdefault(int(i), {})[name] = value
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        tensors, meta = checkpoint.read(file, self.device)
+        if json.loads(meta["options"]) != asdict(self.options) or json.loads(meta["names"]) != self.data.names:
+            raise InputError(f"{file}: a checkpoint of other options or data; remove it, or give another --work")
+        checkpoint.restore(tensors, {"model": self.model, "average": self.average}, self.optimiser)
         self.step = int(meta["step"])
 
 
@@ -438,10 +424,10 @@ def train(
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train to the end, or on from ``work/checkpoint.safetensors``; returns the checkpoint's path."""
-    checkpoint = work / "checkpoint.safetensors"
+    file = work / "checkpoint.safetensors"
     run.begin(start)
-    if checkpoint.is_file():
-        run.resume(checkpoint)
+    if file.is_file():
+        run.resume(file)
         log(f"going on at step {run.step} of {run.steps}")
     per_epoch = max(1, int((run.data.split == 0).sum()) // run.options.batch)
     began = saved = time.monotonic()
@@ -457,12 +443,12 @@ def train(
         if run.step % per_epoch == 0 or run.step == run.steps:
             report = {k: round(v, 4) for k, v in run.validate().items()}
             log(f"epoch {run.step / per_epoch:.1f}  validation {json.dumps(report)}")
-            with (work / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": run.step, "losses": parts, "validation": report}) + "\n")
+            with (work / "log.jsonl").open("a") as lines:
+                lines.write(json.dumps({"step": run.step, "losses": parts, "validation": report}) + "\n")
         if now - saved > save_every or run.step == run.steps:
-            run.save(checkpoint)
+            run.save(file)
             saved = now
-    return checkpoint
+    return file
 
 
 def options_from(pairs: list[str]) -> Options:
@@ -502,13 +488,13 @@ def main(
         table, pieces = saved.get_tensor("table"), json.loads(saved.metadata()["pieces"])
     tokenizer = tokenizer_of(pieces)
     run = Run(packed, tokenizer, table, options)
-    checkpoint = train(run, work, lambda tower: load_mobilenet(tower, mobilenet), log=log)
-    ship(run, checkpoint, out, tokenizer, quantise, log)
+    trained = train(run, work, lambda tower: load_mobilenet(tower, mobilenet), log=log)
+    ship(run, trained, out, tokenizer, quantise, log)
     log(f"written to {out}; measure it: lookalike index {data} --encoder {out}, then lookalike evaluate kagl")
 
 
 def ship(
-    run: Run, checkpoint: Path, directory: Path, tokenizer: Tokenizer, quantise: bool = True,
+    run: Run, file: Path, directory: Path, tokenizer: Tokenizer, quantise: bool = True,
     log: Callable[[str], None] = lambda line: None,
 ) -> None:  # fmt: skip
     """Export a checkpoint's averaged weights as an encoder directory; see ``training.export``."""
@@ -516,7 +502,7 @@ def ship(
     from lookalike.training.polish import polish
 
     run.begin(None)
-    run.resume(checkpoint)
+    run.resume(file)
     polish(run, log)
     log(f"after polishing: validation {json.dumps({k: round(v, 4) for k, v in run.validate().items()})}")
     train_rows = np.flatnonzero(run.data.split == 0)
