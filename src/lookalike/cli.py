@@ -381,6 +381,10 @@ def train_builtin(
     minilm: Annotated[
         str, typer.Option(help="Hub id or directory of MiniLM.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
+    start: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="final.safetensors of an earlier run, to begin with its weights."),
+    ] = None,
     work: Annotated[Path, typer.Option(help="Packed photos, checkpoint, log; a second run goes on from here.")] = Path(
         "work"
     ),
@@ -399,6 +403,7 @@ def train_builtin(
         ground_truth,
         mobilenet,
         minilm,
+        start,
         work,
         out,
         builtin.options_from(set_ or []),

@@ -47,6 +47,9 @@ MIXES: list[tuple[tuple[str, ...], float]] = [
 """Attributes that make a short text together, and how often."""
 
 
+ALIKE = ("articleType", "baseColour", "gender")
+"""What makes two photos alike."""
+
 FRAMES = (
     "looking for {}", "i need {}", "{} please", "a nice {}", "some {}", "buy {} online", "cheap {}", "good quality {}",
     "{} as a gift", "{} for the holidays", "something like {}", "do you have {}", "where can i find {}", "new {}", "best {}",
@@ -89,6 +92,9 @@ class Options:
     synonyms: float = 0.4
     street: int = 48
     street_weight: float = 0.3
+    pairs_weight: float = 0.0
+    strength: float = 1.0
+    word_drop: float = 0.12
     polish: int = 1500
     polish_rate: float = 6e-4
     seed: int = 1
@@ -108,8 +114,9 @@ class Towers(nn.Module):
 class Texts:
     """Titles and attributes as token ids, words dropped at random while training."""
 
-    def __init__(self, data: FashionData, tokenizer: Tokenizer, synonyms: float = 0.0):
+    def __init__(self, data: FashionData, tokenizer: Tokenizer, synonyms: float = 0.0, word_drop: float = 0.12):
         self.data, self.tokenizer, self.synonyms, self.others = data, tokenizer, synonyms, thesaurus()
+        self.word_drop = word_drop
         self.cache: dict[str, list[list[int]]] = {}
 
     def words(self, text: str) -> list[list[int]]:
@@ -123,12 +130,12 @@ class Texts:
         return self.cache[text]
 
     def title(self, row: int, rng: np.random.Generator) -> list[int]:
-        """A title: whole in 40% of cases, else half the time without its brand, and with words dropped at 12%."""
+        """A title: whole in 40% of cases, else half the time without its brand, and with words dropped at random."""
         words = self.words(self.data.titles[row])
         if len(words) > 3 and rng.random() > 0.4:
             if rng.random() < 0.5:
                 words = words[rng.integers(1, 3) :]
-            words = [w for w in words if rng.random() > 0.12] or words
+            words = [w for w in words if rng.random() > self.word_drop] or words
         return [t for w in words for t in w]
 
     def word(self, value: str, rng: np.random.Generator) -> str:
@@ -184,16 +191,20 @@ def padded(tokens: list[list[int]]) -> Tensor:
     return out
 
 
-def augment(photos: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tensor:
-    """uint8 (n, h, w, 3) → floats (n, 3, *size) in −1 … 1: one small warp, a flip, brightness, channels."""
+def augment(photos: Tensor, size: tuple[int, int], rng: torch.Generator, strength: float = 1.0) -> Tensor:
+    """uint8 (n, h, w, 3) → floats (n, 3, *size) in −1 … 1: one small warp, a flip, brightness, channels.
+
+    Above a ``strength`` of 1 the warp grows with it (brightness and channels stay, since colours must be told), and half
+    of the photos lose a rectangle to white (random erasing, Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
+    """
     n, device = len(photos), photos.device
 
     def spread(limit: float, *shape: int) -> Tensor:
         return ((torch.rand(n, *shape, generator=rng) * 2 - 1) * limit).to(device)
 
-    angle, zoom = spread(0.1), 1 + spread(0.15)
+    angle, zoom = spread(0.1 * strength), 1 + spread(0.15 * strength)
     flip = torch.where(spread(1.0) > 0, 1.0, -1.0)
-    shift = spread(0.1, 2)
+    shift = spread(0.1 * strength, 2)
     ratio = photos.shape[1] / photos.shape[2]
     rows = torch.stack(
         [angle.cos() * zoom * flip, -angle.sin() * zoom * ratio, shift[:, 0], angle.sin() * zoom * flip / ratio,
@@ -202,6 +213,12 @@ def augment(photos: Tensor, size: tuple[int, int], rng: torch.Generator) -> Tens
     grid = F.affine_grid(rows.view(n, 2, 3), [n, 3, *size], align_corners=False)
     x = photos.permute(0, 3, 1, 2).float() - 255.0  # zero padding is white
     x = F.grid_sample(x, grid, align_corners=False) + 255.0
+    if strength > 1:
+        centre, half = spread(0.5, 2, 1), 0.125 + spread(0.075, 2, 1).abs()
+        lines = [(torch.arange(s, device=device) + 0.5)[None] / s - 0.5 for s in size]
+        inside = [((line - centre[:, n]).abs() < half[:, n]) for n, line in enumerate(lines)]
+        erased = inside[0][:, :, None] & inside[1][:, None, :] & (spread(1.0, 1, 1) > 0)
+        x = x.masked_fill(erased[:, None], 255.0)
     x = x * (1 + spread(0.1, 1, 1, 1)) * (1 + spread(0.02, 3, 1, 1))
     return ((x.clamp(0, 255) - 128) / 128).contiguous(memory_format=torch.channels_last)
 
@@ -212,6 +229,16 @@ def contrast(photos: Tensor, texts: Tensor, keys: Tensor, scale: Tensor) -> Tens
     target = same / same.sum(1, keepdim=True)
     logits = scale * photos @ texts.T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def pull(vectors: Tensor, keys: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrast (Khosla et al. 2020, https://arxiv.org/abs/2004.11362): unit vectors (n, d) of equal ``keys``."""
+    himself = torch.eye(len(keys), dtype=torch.bool, device=keys.device)
+    same = (keys[:, None] == keys[None, :]) & ~himself
+    paired = same.any(1)
+    logits = (vectors @ vectors.T / temperature).masked_fill(himself, -1e4)[paired]
+    target = same[paired].float()
+    return F.cross_entropy(logits, target / target.sum(1, keepdim=True)) if len(logits) else vectors.sum() * 0
 
 
 def batches(data: FashionData, options: Options, start: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -239,7 +266,7 @@ class Run:
     def __init__(self, data: FashionData, tokenizer: Tokenizer, table: NDArray[np.float32], options: Options):
         torch.manual_seed(options.seed)
         self.data, self.options = data, options
-        self.texts = Texts(data, tokenizer, options.synonyms)
+        self.texts = Texts(data, tokenizer, options.synonyms, options.word_drop)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Towers(options, torch.from_numpy(table), data.names)
         self.steps = max(1, round(options.epochs * max(1, int((data.split == 0).sum()) // options.batch)))
@@ -282,7 +309,7 @@ class Run:
         taken = self._street_rows(rng)
         if len(taken) and data.street is not None:
             photos = torch.cat([photos, torch.from_numpy(data.street.photos[taken]).to(self.device)])
-        pooled = model.photo.pooled(augment(photos, size, generator))
+        pooled = model.photo.pooled(augment(photos, size, generator, o.strength))
         vectors = F.normalize(model.photo.project(pooled).float(), dim=-1)
         street, vectors, pooled = vectors[len(rows) :], vectors[: len(rows)], pooled[: len(rows)]
         temperature = model.scale.exp().clamp(max=100)
@@ -298,6 +325,12 @@ class Run:
         texts = model.text(padded([self.texts.attributes(rows[n], chosen, rng) for n in known]).to(self.device))
         same = torch.from_numpy(np.unique(values[known], axis=0, return_inverse=True)[1].reshape(-1)).to(self.device)
         parts["attributes"] = contrast(vectors[known], texts, same, temperature) * o.attribute_weight
+
+        if o.pairs_weight:
+            alike = labels[:, [HEADS.index(h) for h in ALIKE]]
+            known = np.flatnonzero((alike >= 0).all(1))
+            same = torch.from_numpy(np.unique(alike[known], axis=0, return_inverse=True)[1].reshape(-1)).to(self.device)
+            parts["pairs"] = pull(vectors[known], same) * o.pairs_weight
 
         if len(taken) and data.street is not None:
             kinds = data.street.labels[taken]
@@ -355,7 +388,7 @@ class Run:
 
     @torch.no_grad()
     def validate(self, others: int = 8192) -> dict[str, float]:
-        """Of the average, on the validation split: heads' accuracy, and recall@1 and @10 of its titles.
+        """Of the average, on the validation split: heads' accuracy, recall@1 and @10 of its titles, P@10 of its photos.
 
         The titles look for their photos among those of the split and ``others`` of the training split: the fewer, the more
         the figure flatters. The figures that count come from ``lookalike evaluate kagl`` over the whole corpus.
@@ -375,6 +408,13 @@ class Run:
         right = self.titles[corpus][order] == self.titles[asked][:, None]
         relevant = (self.titles[corpus][None, :] == self.titles[asked][:, None]).sum(1)
         report = {f"recall@{k}": float((right[:, :k].sum(1) / relevant).mean()) for k in (1, 10)}
+        among = vectors[: len(rows)] @ vectors.T
+        among.fill_diagonal_(-2.0)
+        labels = self.data.labels[corpus][:, [HEADS.index(h) for h in ALIKE]]
+        near = among.topk(min(10, len(corpus) - 1), 1).indices.cpu().numpy()
+        same = labels[near] == labels[: len(rows), None]
+        report |= {f"alike {h}": float(same[:, :, n].mean()) for n, h in enumerate(ALIKE)}
+        report["alike in all"] = float(same.all(2).mean())
         for n, h in enumerate(HEADS):
             target = self.data.labels[rows, n]
             right = net.heads[h](pooled).argmax(1).cpu().numpy() == target
@@ -396,6 +436,19 @@ class Run:
             "names": json.dumps(self.data.names),
         }
         checkpoint.save(file, {"model": self.model, "average": self.average}, self.optimiser, meta)
+
+    def start_from(self, file: Path) -> None:
+        """Begin with the weights that an earlier run ended with (its ``final.safetensors``), heads included.
+
+        Raises:
+            InputError: the file is damaged, or of towers of another shape.
+        """
+        tensors, _ = checkpoint.read(file, self.device)
+        for net in (self.model, self.average):
+            try:
+                net.load_state_dict(tensors)
+            except RuntimeError as error:
+                raise InputError(f"{file}: not the weights of such a run ({str(error).splitlines()[0]})") from error
 
     def resume(self, file: Path) -> None:
         """Go on from ``file``.
@@ -420,6 +473,7 @@ def train(
     run: Run,
     work: Path,
     start: Callable[[PhotoTower], None] | None = None,
+    earlier: Path | None = None,
     save_every: float = 300.0,
     log: Callable[[str], None] = print,
 ) -> Path:
@@ -429,6 +483,8 @@ def train(
     if file.is_file():
         run.resume(file)
         log(f"going on at step {run.step} of {run.steps}")
+    elif earlier:
+        run.start_from(earlier)
     per_epoch = max(1, int((run.data.split == 0).sum()) // run.options.batch)
     began = saved = time.monotonic()
     first = run.step
@@ -467,8 +523,8 @@ def options_from(pairs: list[str]) -> Options:
 
 
 def main(
-    data: Path, large: Path | None, street: Path | None, ground_truth: Path, mobilenet: Path, minilm: str, work: Path,
-    out: Path, options: Options, quantise: bool, log: Callable[[str], None],
+    data: Path, large: Path | None, street: Path | None, ground_truth: Path, mobilenet: Path, minilm: str,
+    earlier: Path | None, work: Path, out: Path, options: Options, quantise: bool, log: Callable[[str], None],
 ) -> None:  # fmt: skip
     """From the raw data to the files that ship; a second call with the same ``work`` goes on where the first was.
 
@@ -488,7 +544,7 @@ def main(
         table, pieces = saved.get_tensor("table"), json.loads(saved.metadata()["pieces"])
     tokenizer = tokenizer_of(pieces)
     run = Run(packed, tokenizer, table, options)
-    trained = train(run, work, lambda tower: load_mobilenet(tower, mobilenet), log=log)
+    trained = train(run, work, lambda tower: load_mobilenet(tower, mobilenet), earlier, log=log)
     ship(run, trained, out, tokenizer, quantise, log)
     log(f"written to {out}; measure it: lookalike index {data} --encoder {out}, then lookalike evaluate kagl")
 
@@ -505,12 +561,14 @@ def ship(
     run.resume(file)
     polish(run, log)
     log(f"after polishing: validation {json.dumps({k: round(v, 4) for k, v in run.validate().items()})}")
+    save_file(
+        {k: v.cpu().contiguous() for k, v in run.average.state_dict().items()}, file.with_name("final.safetensors")
+    )
     train_rows = np.flatnonzero(run.data.split == 0)
     rows = np.random.default_rng(0).permutation(train_rows)[:512]
     size = (run.options.height, run.options.width)
     average = run.average.cpu()
     export(average.photo, average.text, tokenizer, size, run.data.photos[np.sort(rows)], directory, "builtin", quantise)
     tried = np.flatnonzero(run.data.split == 1)
-    heads = ("articleType", "baseColour", "gender")
-    attributes = np.array([[run.data.value(h, int(r)) for h in heads] for r in tried], object)
+    attributes = np.array([[run.data.value(h, int(r)) for h in ALIKE] for r in tried], object)
     calibrate(directory, run.data.photos[tried], attributes)
