@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lookalike import images
+from lookalike.colours import palette
 from lookalike.encoders.base import Encoder
 from lookalike.errors import ImageError, InputError
 from lookalike.sources import Source
@@ -73,11 +74,12 @@ class _Photo:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A photo after reading: digest and pixels, or the reason why not. No pixels where a vector is known already."""
+    """A photo after reading: digest, colours and pixels, or the reason why not. None of what is known already."""
 
     photo: _Photo
     digest: str = ""
     pixels: NDArray[np.uint8] | None = None
+    colours: bytes | None = None
     reason: str = ""
 
 
@@ -133,7 +135,10 @@ class _Run:
         self.broken = set(source.broken)
         self.rows = store.rows([c for c in store.columns() if c != "lk_vector"])
         self.known = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
-        self.digests = set(self.rows["lk_digest"].to_pylist())
+        digests = self.rows["lk_digest"].to_pylist()
+        self.digests = set(digests)
+        found = self.rows["lk_colours"].to_pylist() if "lk_colours" in self.rows.column_names else []
+        self.colours = {d: c for d, c in zip(digests, found, strict=False) if c is not None}
         self.vectors: dict[str, NDArray[np.float32]] | None = None
         self.kinds = self._kinds(store.manifest())
         self.photos = self._plan()
@@ -195,7 +200,7 @@ class _Run:
                 row = files[self.known[key]] if key in self.known else None
                 same = row is not None and (row["lk_path"], row["lk_size"], row["lk_mtime"]) == (
                     path, status.st_size, status.st_mtime_ns,
-                )  # fmt: skip
+                ) and row["lk_digest"] in self.colours  # fmt: skip
                 digest = row["lk_digest"] if row else None
                 out.append(_Photo(key, product, position, path, status.st_size, status.st_mtime_ns, digest, same))
         return out
@@ -321,10 +326,11 @@ class _Run:
         try:
             content = images.load(photo.path)
             digest = images.digest(content)
-            if digest in self.digests:
+            if digest in self.colours:
                 return _Read(photo, digest)
             image = images.read(content, at_least=max(self.encoder.size), name=photo.path)
-            return _Read(photo, digest, self.encoder.prepare(image))
+            pixels = None if digest in self.digests else self.encoder.prepare(image)
+            return _Read(photo, digest, pixels, palette(image).tobytes())
         except (ImageError, InputError) as error:
             return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
 
@@ -406,6 +412,7 @@ class _Batch:
             "lk_digest": [r.digest for r in reads],
             "lk_size": [p.size for p in photos],
             "lk_mtime": [p.mtime for p in photos],
+            "lk_colours": [r.colours or run.colours[r.digest] for r in reads],
             "lk_encoder": [run.encoder.id] * len(reads),
         }
         wanted = schema(run.encoder.dim)
