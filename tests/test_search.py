@@ -202,6 +202,11 @@ def test_slips_in_names_are_mended_for_word_matching(catalog: lookalike.Catalog)
     assert catalog.answer(Query(text="shirts", lexical=0.5)).corrected == {}
 
 
+def test_a_typed_id_finds_its_product_first(catalog: lookalike.Catalog):
+    for wanted in ("p00", "p07", "p11"):
+        assert ids(catalog.search(wanted, k=3, lexical=0.3))[0] == wanted
+
+
 @pytest.mark.parametrize(
     ("slip", "word"),
     [("nkie", "nike"), ("nikee", "nike"), ("nik", None), ("nice", "nike"), ("puma", None), ("xyzzy", None)],

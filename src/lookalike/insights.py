@@ -20,8 +20,8 @@ NEAR_DUPLICATE = 0.99
 NEIGHBOURS = 20
 """Photos that vote for an attribute."""
 
-SHARPNESS = 0.1
-"""A neighbour whose cosine is this much lower has 1/e of the vote."""
+SHARPNESS = 0.05
+"""A neighbour whose cosine is this much lower has 1/e of the vote: so the shares come near to how often the vote is right."""
 
 SURE = 0.5
 """Share of the votes from which on a photo's attribute is taken for known."""
@@ -98,20 +98,20 @@ def tags(snapshot: Snapshot, near: Sequence[Found], columns: Sequence[str] | Non
 
 
 def asked(
-    snapshot: Snapshot, query: Query, photo: NDArray[np.float32] | None, liked: Sequence[int]
+    snapshot: Snapshot, query: Query, near: Sequence[Found], liked: Sequence[int]
 ) -> dict[str, tuple[Value, str | None]]:
     """What a query asks for, as far as it can be said in the catalog's words: column → (value, role).
 
-    What the words name comes first, then what the liked product has, then what the photo's nearest products agree on.
+    What the words name comes first, then what the liked product has, then what the photo's nearest products (``near``)
+    agree on.
     """
     if query.pure or not len(snapshot):
         return {}
     columns = _told(snapshot)
     found: dict[str, Value] = {}
-    if photo is not None:
-        for tag in tags(snapshot, neighbours(snapshot, photo), columns):
-            if tag["values"][0]["confidence"] >= SURE:
-                found[tag["column"]] = tag["values"][0]["value"]
+    for tag in tags(snapshot, near, columns):
+        if tag["values"][0]["confidence"] >= SURE:
+            found[tag["column"]] = tag["values"][0]["value"]
     for product in liked[:1]:
         attributes = _with_pattern(snapshot.attributes_of([product])[0], snapshot.titles[product])
         found |= {c: attributes[c] for c in (*columns, "pattern") if attributes.get(c) is not None}

@@ -24,6 +24,8 @@ NOT_WEIGHT = 0.5
 """How much of an unwanted direction is taken away: more, and the answer is about what is *not* wanted."""
 ROCCHIO_UP, ROCCHIO_DOWN = 0.75, 0.25
 """Shares of the mean of what was found good and bad (Salton and Buckley 1990)."""
+WHOLE_ID = 100.0
+"""What word matching gives (else 0 … 1) to the product whose id was typed: it comes first, whatever it looks like."""
 OTHERS = 12
 """Values put in the place of one that a text names."""
 SORTED, POOL = 200, 400
@@ -50,6 +52,8 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
     vector = parts.vector()
     text, corrected = _mended(snapshot, encoder, query)
     words = snapshot.lexical.scores(text) if query.lexical and query.text and not query.pure else None
+    if words is not None and snapshot.has(query.text.strip()):
+        words[snapshot.product(query.text.strip())] = WHOLE_ID
     colour = None
     if query.colour and not query.pure:
         if not snapshot.has_colours:
@@ -63,7 +67,11 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
     kind = _kind(query)
     scale: Calibration | None = getattr(encoder, "calibration", None)
     least = scale.least.get(kind) if scale else None
-    asked = insights.asked(snapshot, query, parts.photo, liked)
+    near: list[Found] = []
+    if parts.photo is not None and not query.pure:
+        alone = kind == "photo" and mask is None  # then this very search has found the photo's neighbours
+        near = ranking.top(insights.NEIGHBOURS) if alone else insights.neighbours(snapshot, parts.photo)
+    asked = insights.asked(snapshot, query, near, liked)
     hits = tuple(
         Hit(
             id=snapshot.ids[f.product],
@@ -193,7 +201,7 @@ def _sorted(snapshot: Snapshot, found: Sequence[Found], by: str) -> list[int]:
 
 def _kind(query: Query) -> str:
     """What the encoder's calibration calls such a query; one of several parts is of no kind."""
-    if query.not_text or query.not_like or query.up or query.down:
+    if query.not_text or query.not_like or query.up or query.down or query.colour:
         return "mixed"
     parts = (
         ["text"] * bool(query.text.strip()) + ["photo"] * (query.image is not None) + ["photo"] * len(set(query.like))

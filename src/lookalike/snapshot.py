@@ -133,6 +133,10 @@ class Snapshot:
         except KeyError:
             raise NotFound(f"no product {identity!r} in the catalog") from None
 
+    def has(self, identity: str) -> bool:
+        """Whether there is a product of that id."""
+        return identity in self._product
+
     def photo(self, photo: str) -> int:
         """Row of a photo. Raises NotFound."""
         try:
