@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from lookalike import __version__
-from lookalike.errors import CatalogError, LookalikeError, UsageError
+from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
 
 if TYPE_CHECKING:
     from lookalike.catalog import Catalog
+    from lookalike.feedback import Vote
 
 app = typer.Typer(
     help="Visual search for fashion catalogues: by photo, by words, or by both.",
@@ -482,6 +483,10 @@ def train_adapt(
     work: Annotated[Path, typer.Option(help="Checkpoint; a second run goes on from here.")] = Path("work"),
     epochs: Annotated[float, typer.Option(help="Times through the photos.", min=0.01)] = 6.0,
     map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Learn from the votes that the catalog's visitors gave, too.")
+    ] = False,
+    catalog: CatalogDir = HERE,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the built-in model on your own catalogue; the old one stays where the new one is not better."""
@@ -498,7 +503,9 @@ def train_adapt(
         raise UsageError(f"--encoder {encoder}: only builtin and exported directories can be adapted")
     opened = open_source(source, _roles(map_ or []))
     options = adapt.Options(epochs=epochs)
-    found = adapt.main(opened, base.directory, out, work, options, lambda line: typer.echo(line, err=True))
+    votes = _votes(catalog) if feedback else []
+    say = lambda line: typer.echo(line, err=True)  # noqa: E731
+    found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -512,6 +519,16 @@ def train_adapt(
         typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
     else:
         typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+def _votes(catalog: Path) -> list[Vote]:
+    """A catalog's votes. Raises InputError where there are none."""
+    from lookalike.feedback import read
+
+    found = read(_open(catalog).store.directory)
+    if not found:
+        raise InputError(f"{catalog}: nobody has voted there yet; leave --feedback out, or give its --catalog")
+    return found
 
 
 Beside = Annotated[
