@@ -16,83 +16,28 @@ from lookalike.errors import InputError
 from lookalike.sources import Source, open_source, table
 from lookalike.sources.shops import _in_force, _money
 
+
+def columns(text: str, between: str = ",") -> list[str]:
+    return text.split(between)
+
+
 CDN = "https://cdn.shopify.com/s/files/1/0001/files"
-SHOPIFY = [
-    "Handle",
-    "Title",
-    "Body (HTML)",
-    "Vendor",
-    "Product Category",
-    "Type",
-    "Tags",
-    "Published",
-    "Option1 Name",
-    "Option1 Value",
-    "Option1 Linked To",
-    "Option2 Name",
-    "Option2 Value",
-    "Option2 Linked To",
-    "Option3 Name",
-    "Option3 Value",
-    "Option3 Linked To",
-    "Variant SKU",
-    "Variant Grams",
-    "Variant Inventory Tracker",
-    "Variant Inventory Qty",
-    "Variant Inventory Policy",
-    "Variant Fulfillment Service",
-    "Variant Price",
-    "Variant Compare At Price",
-    "Variant Requires Shipping",
-    "Variant Taxable",
-    "Variant Barcode",
-    "Image Src",
-    "Image Position",
-    "Image Alt Text",
-    "Gift Card",
-    "SEO Title",
-    "SEO Description",
-    "Google Shopping / Gender",
-    "Material (product.metafields.custom.material)",
-    "Variant Image",
-    "Variant Weight Unit",
-    "Cost per item",
-    "Status",
-]
-WOO = [
-    "ID",
-    "Type",
-    "SKU",
-    "GTIN UPC EAN or ISBN",
-    "Name",
-    "Published",
-    "Is featured?",
-    "Visibility in catalog",
-    "Short description",
-    "Description",
-    "Date sale price starts",
-    "Date sale price ends",
-    "Tax status",
-    "In stock?",
-    "Stock",
-    "Sale price",
-    "Regular price",
-    "Categories",
-    "Tags",
-    "Images",
-    "Parent",
-    "Upsells",
-    "Position",
-    "Brands",
-    "Attribute 1 name",
-    "Attribute 1 value(s)",
-    "Attribute 1 visible",
-    "Attribute 1 global",
-    "Attribute 2 name",
-    "Attribute 2 value(s)",
-    "Attribute 2 visible",
-    "Attribute 2 global",
-]
+SHOPIFY = columns(
+    "Handle,Title,Body (HTML),Vendor,Product Category,Type,Tags,Published,Option1 Name,Option1 Value,"
+    "Option1 Linked To,Option2 Name,Option2 Value,Option2 Linked To,Option3 Name,Option3 Value,"
+    "Option3 Linked To,Variant SKU,Variant Grams,Variant Inventory Tracker,Variant Inventory Qty,"
+    "Variant Inventory Policy,Variant Fulfillment Service,Variant Price,Variant Compare At Price,"
+    "Variant Requires Shipping,Variant Taxable,Variant Barcode,Image Src,Image Position,Image Alt Text,"
+    "Gift Card,SEO Title,SEO Description,Google Shopping / Gender,"
+    "Material (product.metafields.custom.material),Variant Image,Variant Weight Unit,Cost per item,Status"
+)
+WOO = columns(
+    "ID,Type,SKU,GTIN UPC EAN or ISBN,Name,Published,Is featured?,Visibility in catalog,Short description,"
+    "Description,Date sale price starts,Date sale price ends,Tax status,In stock?,Stock,Sale price,"
+    "Regular price,Categories,Tags,Images,Parent,Upsells,Position,Brands,Attribute 1 name,"
+    "Attribute 1 value(s),Attribute 1 visible,Attribute 1 global,Attribute 2 name,Attribute 2 value(s),"
+    "Attribute 2 visible,Attribute 2 global"
+)
 
 
 def sheet(path: Path, header: list[str], rows: list[dict[str, Any]], **options: Any) -> Path:
@@ -181,26 +126,11 @@ def test_shopify_with_a_mark_upper_case_and_semicolons_reads_the_same(tmp_path: 
 
 
 def test_shopify_in_its_newer_form(tmp_path: Path):
-    header = [
-        "Title",
-        "URL handle",
-        "Description",
-        "Vendor",
-        "Product category",
-        "Type",
-        "Tags",
-        "Published on online store",
-        "Status",
-        "SKU",
-        "Barcode",
-        "Option1 name",
-        "Option1 value",
-        "Price",
-        "Compare-at price",
-        "Product image URL",
-        "Image position",
-        "Variant image URL",
-    ]
+    header = columns(
+        "Title,URL handle,Description,Vendor,Product category,Type,Tags,Published on online store,Status,SKU,"
+        "Barcode,Option1 name,Option1 value,Price,Compare-at price,Product image URL,Image position,"
+        "Variant image URL"
+    )
     rows = [
         {"Title": "Tee", "URL handle": "tee", "Published on online store": "TRUE", "Status": "Active", "SKU": "T1",
          "Option1 name": "Colour", "Option1 value": "Navy", "Price": "20", "Compare-at price": "25",
@@ -260,7 +190,8 @@ def test_woocommerce(tmp_path: Path):
     assert jacket.title == "-20 °C Jacket"
     assert jacket.attributes == {
         "SKU": "007", "category": "Jackets, Coats",
-        "Categories": "Clothing, Clothing > Outdoor > Jackets, Coats, Uncategorized", "Tags": "winter", "Brands": "Puma", "GTIN, UPC, EAN, or ISBN": "4006381333931", "Color": "Black", "price": 79.5,
+        "Categories": "Clothing, Clothing > Outdoor > Jackets, Coats, Uncategorized",
+        "Tags": "winter", "Brands": "Puma", "GTIN, UPC, EAN, or ISBN": "4006381333931", "Color": "Black", "price": 79.5,
         "list_price": 99.9, "Size": None,
     }  # fmt: skip
     assert [p.rsplit("/", 2)[1:] for p in photos(source)] == [["w_300,h_400", "jacket.jpg"], ["05", "jacket-2.jpg"]]
@@ -378,26 +309,11 @@ def test_google_feeds(tmp_path: Path, name: str, content: bytes):
 
 @pytest.mark.parametrize("form", ["plain", "spaces", "brackets", "repeated"])
 def test_google_feeds_as_text(tmp_path: Path, form: str):
-    columns = [
-        "id",
-        "title",
-        "description",
-        "link",
-        "image_link",
-        "additional_image_link",
-        "price",
-        "sale_price",
-        "sale_price_effective_date",
-        "brand",
-        "color",
-        "gender",
-        "size",
-        "product_type",
-        "google_product_category",
-        "item_group_id",
-        "availability",
-        "gtin",
-    ]
+    names = columns(
+        "id title description link image_link additional_image_link price sale_price sale_price_effective_date "
+        "brand color gender size product_type google_product_category item_group_id availability gtin",
+        " ",
+    )
     one = (
         "1-S\tTee & more\tNice\thttps://shop.example/p/1\thttps://shop.example/1.jpg?w=1&h=2\t"
         "https://shop.example/1b.jpg,https://shop.example/1c.jpg?x=1&y=2\t25.00 EUR\t19,90 EUR\t\tPuma\tRed\tfemale\tS\t"
@@ -412,14 +328,14 @@ def test_google_feeds_as_text(tmp_path: Path, form: str):
         "\tNo id\t\t\thttps://shop.example/z.jpg",
     ]
     if form == "spaces":
-        columns = [c.replace("_", " ").title() for c in columns]
+        names = [c.replace("_", " ").title() for c in names]
     elif form == "brackets":
-        columns = [f"{c.replace('_', ' ').capitalize()} [{c}]" for c in columns]
+        names = [f"{c.replace('_', ' ').capitalize()} [{c}]" for c in names]
     elif form == "repeated":
-        columns.insert(6, "additional_image_link")
+        names.insert(6, "additional_image_link")
         one = one.replace("1b.jpg,", "1b.jpg\t")
         rest = ["\t".join([*r.split("\t")[:6], "", *r.split("\t")[6:]]) for r in rest]
-    (tmp_path / "feed.tsv").write_text("\n".join(["\t".join(columns), one, *rest]))
+    (tmp_path / "feed.tsv").write_text("\n".join(["\t".join(names), one, *rest]))
     check_google(read(tmp_path / "feed.tsv"))
 
 
