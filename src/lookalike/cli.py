@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from lookalike import __version__
-from lookalike.errors import CatalogError, LookalikeError, UsageError
+from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
 
 if TYPE_CHECKING:
     from lookalike.catalog import Catalog
+    from lookalike.feedback import Vote
 
 app = typer.Typer(
     help="Visual search for fashion catalogues: by photo, by words, or by both.",
@@ -36,6 +37,20 @@ Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of 
 EncoderName = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
     typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="builtin, fake, or an encoder's directory."),
+]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download", envvar="LOOKALIKE_DOWNLOAD", help="Fetch sources and photos that are given as addresses."
+    ),
+]
+AllowHost = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(envvar="LOOKALIKE_ALLOW_HOST", help="HOST or HOST:PORT of your own that may have a private address."),
+]
+Cache = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(envvar="LOOKALIKE_CACHE", help="Where fetched photos are kept; by default in the catalog."),
 ]
 HERE = Path("lookalike.catalog")
 
@@ -137,12 +152,18 @@ def _roles(pairs: list[str]) -> dict[str, str]:
 
 @app.command()
 def index(
-    source: Annotated[list[str], typer.Argument(help="Folders of photos, or tables (.csv .tsv .jsonl .parquet).")],
+    source: Annotated[
+        list[str],
+        typer.Argument(help="Folders of photos, tables (.csv .tsv .jsonl .parquet), or a shop's export or feed."),
+    ],
     catalog: CatalogDir = HERE,
     encoder: EncoderName = None,
     map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
     product_from: Annotated[str, typer.Option(help="What one product is in a folder: photo or folder.")] = "photo",
     prune: Annotated[bool, typer.Option("--prune", help="Remove what is no longer in the source.")] = False,
+    download: Download = False,
+    allow_host: AllowHost = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Bring the catalog in step with product photos: adds, updates, skips what is unchanged."""
@@ -152,11 +173,19 @@ def index(
     opened = _open(catalog, encoder, must_exist=False)
     total = Report()
     roles = _roles(map_ or [])
-    sources = [open_source(s, roles, product_from) for s in source]  # what is wrong with any of them changes nothing
+    try:
+        with _progress("Downloading", as_json or not download) as progress:
+            web = opened.web(allow_host or (), cache, progress) if download else None
+            sources = [
+                open_source(s, roles, product_from, web) for s in source
+            ]  # wrong in any of them: nothing changes
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was fetched is kept, run the same command to go on", err=True)
+        raise typer.Exit(130) from None
     for one in sources:
         try:
             with _progress("Indexing", as_json) as progress:
-                report = opened.index(one, prune=prune, progress=progress)
+                report = opened.index(one, prune=prune, progress=progress, download=web or False)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was encoded is kept, run the same command to go on", err=True)
             raise typer.Exit(130) from None
@@ -171,6 +200,8 @@ def index(
     typer.echo(f"{done}, {total.quarantined} quarantined in {total.seconds:.1f} s{speed}")
     if left := sum(one.left for one in sources):
         typer.echo(f"{left} other files are no photos and were left alone")
+    if hidden := sum(one.hidden for one in sources):
+        typer.echo(f"{hidden} products that the shop does not show (drafts, hidden, archived) were left out")
     if total.quarantined:
         typer.echo(f"what could not be used, and why: lookalike quarantine --catalog {catalog}")
 
@@ -363,13 +394,16 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at; any but loopback needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
     api_key: Annotated[str, typer.Option(envvar="LOOKALIKE_API_KEY", help="Wanted of every caller, if given.")] = "",
+    download: Download = False,
+    allow_host: AllowHost = None,
+    cache: Cache = None,
 ) -> None:
     """Serve the search page and the HTTP interface."""
     from lookalike.server import listen, run
 
     with listen(host, port, api_key) as socket:
         if source is not None:
-            index([source], catalog=catalog, encoder=encoder)
+            index([source], catalog, encoder, download=download, allow_host=allow_host, cache=cache)
         run(_open(catalog, encoder), socket, api_key)
 
 
@@ -482,6 +516,10 @@ def train_adapt(
     work: Annotated[Path, typer.Option(help="Checkpoint; a second run goes on from here.")] = Path("work"),
     epochs: Annotated[float, typer.Option(help="Times through the photos.", min=0.01)] = 6.0,
     map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Learn from the votes that the catalog's visitors gave, too.")
+    ] = False,
+    catalog: CatalogDir = HERE,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the built-in model on your own catalogue; the old one stays where the new one is not better."""
@@ -498,7 +536,9 @@ def train_adapt(
         raise UsageError(f"--encoder {encoder}: only builtin and exported directories can be adapted")
     opened = open_source(source, _roles(map_ or []))
     options = adapt.Options(epochs=epochs)
-    found = adapt.main(opened, base.directory, out, work, options, lambda line: typer.echo(line, err=True))
+    votes = _votes(catalog) if feedback else []
+    say = lambda line: typer.echo(line, err=True)  # noqa: E731
+    found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -512,6 +552,16 @@ def train_adapt(
         typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
     else:
         typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+def _votes(catalog: Path) -> list[Vote]:
+    """A catalog's votes. Raises InputError where there are none."""
+    from lookalike.feedback import read
+
+    found = read(_open(catalog).store.directory)
+    if not found:
+        raise InputError(f"{catalog}: nobody has voted there yet; leave --feedback out, or give its --catalog")
+    return found
 
 
 Beside = Annotated[

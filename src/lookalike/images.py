@@ -127,6 +127,11 @@ def load(path: str | Path, *, name: str | None = None) -> bytes:
     return data
 
 
+def is_photo(start: bytes) -> bool:
+    """Whether a file that begins so (32 bytes do) is of a format that is read; it may still be broken."""
+    return bool(_SIGNATURE.match(start))
+
+
 def digest(data: bytes) -> str:
     """Content digest of a photo's file: the first 32 hex characters of its SHA-256.
 

@@ -3,6 +3,7 @@
     DIR/catalog.json      format version, encoder, column roles; written once, replaced whole
     DIR/photos.lance/     the rows: product, photo, attributes, vector
     DIR/quarantine.json   what could not be used, and why; replaced whole
+    DIR/downloads/        photos fetched from the web (``sources/web.py``)
     DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who
 
 Knows nothing of images, encoders or searches. Lance itself never calls fsync, and two writers can duplicate keys: each
@@ -111,7 +112,7 @@ class Store:
         return self.directory / "catalog.json"
 
     def _foreign(self) -> Iterator[Path]:
-        ours = {"writer.lock", "writer.json", "quarantine.json", "catalog.json.part", "photos.lance"}
+        ours = {"writer.lock", "writer.json", "quarantine.json", "catalog.json.part", "photos.lance", "downloads"}
         return (p for p in self.directory.iterdir() if p.name not in ours)
 
     @property
