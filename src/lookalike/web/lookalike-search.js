@@ -945,9 +945,11 @@ class LookalikeSearch extends LookalikeElement {
 
   /** Opens what the address names beside the search: a product, or the work on the catalog. */
   async #showPlace() {
-    const { body, hero, catalog } = this.#parts;
+    const { body, hero, catalog, desk } = this.#parts;
     this.#showProduct(new URLSearchParams(location.search).get("product"));
     const works = /^#catalog(?:=(.*))?$/.exec(location.hash);
+    if (works) desk.setAttribute("aria-current", "page");
+    else desk.removeAttribute("aria-current");
     catalog.hidden = !works;
     body.hidden = Boolean(works);
     hero.classList.toggle("lk-away", Boolean(works));
@@ -1032,12 +1034,11 @@ class LookalikeSearch extends LookalikeElement {
     const skeletons = () => this.#redraw(() => grid.replaceChildren(...bones()));
     const waiting = fresh || !grid.children.length ? setTimeout(skeletons, 120) : 0;
     try {
-      this.#showStatus((this.#status ??= await this.api.json("/api/status", { signal })));
-      const offset = more ? this.#count : 0;
-      const { photo, filters, isOpen } = this.#query;
-      const answer = isOpen ? await this.api.browse(filters, offset + k, signal)
-        : await this.api.search(this.#query, photo && this.#upload(photo), k, offset, signal);
+      const asked = this.#status ?? this.api.json("/api/status", { signal });
+      if (this.#query.text) this.#showStatus((this.#status = await asked)); // some encoders read no words: then there are none
+      const [status, answer] = await Promise.all([asked, this.#answer(k, more ? this.#count : 0, signal)]);
       if (signal.aborted) return;
+      this.#showStatus((this.#status = status));
       this.#show(answer, more);
       if (y !== null) scrollTo(0, y);
       else if (!more && grid.getBoundingClientRect().top < 0) this.scrollIntoView();
@@ -1052,6 +1053,12 @@ class LookalikeSearch extends LookalikeElement {
       clearTimeout(waiting);
       if (!signal.aborted) results.setAttribute("aria-busy", "false");
     }
+  }
+
+  #answer(k, offset, signal) {
+    const { photo, filters, isOpen } = this.#query;
+    if (isOpen) return this.api.browse(filters, offset + k, signal);
+    return this.api.search(this.#query, photo && this.#upload(photo), k, offset, signal);
   }
 
   #more() {
