@@ -61,9 +61,9 @@ def served(app: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> lookalike.Catalog:
-    """100 drawn garments, one of them three times: P0001, again1, again2."""
+    """64 drawn garments, one of them three times: P0001, again1, again2."""
     root = tmp_path_factory.mktemp("shop")
-    table = demo.draw(root, 100)
+    table = demo.draw(root, 64)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for n in (1, 2):
@@ -193,7 +193,7 @@ def test_words_filter_address_and_back(page: Any, shop: lookalike.Catalog):
     page.reload()
     expect(page.get_by_text(blue)).to_be_visible()
     page.go_back()
-    expect(page.get_by_text("of 102 products")).to_be_visible()
+    expect(page.get_by_text("of 66 products")).to_be_visible()
     expect(page.get_by_role("searchbox")).to_have_value("red shirt")
 
 
@@ -378,7 +378,7 @@ def test_a_number_is_filtered_over_its_bars_and_sorted_by(page: Any, shop: looka
     assert len(prices) > 5 and prices == sorted(prices, reverse=True)
     expect(page).to_have_url(re.compile("sort=-price"))
     page.get_by_role("button", name=re.compile("^Remove the filter Price")).click()
-    expect(page.get_by_text("of 102 products")).to_be_visible()
+    expect(page.get_by_text("of 66 products")).to_be_visible()
 
 
 def test_more_variety(page: Any):
@@ -475,13 +475,11 @@ def test_scrolling_brings_more_and_the_back_button_comes_back_to_the_place(page:
     assert len(ids(page, 200)) == 48
     with page.expect_request(re.compile("offset=48")):
         page.mouse.wheel(0, 20_000)
-    expect(page.locator(".lk-grid > li")).to_have_count(96)
-    page.mouse.wheel(0, 20_000)
-    expect(page.locator(".lk-grid > li")).to_have_count(100)  # two are folded under another
+    expect(page.locator(".lk-grid > li")).to_have_count(64)  # two are folded under another
     found = ids(page, 200)
     assert len(found) == len(set(found))
     expect(page.get_by_role("button", name="Show more")).to_be_hidden()
-    page.evaluate("scrollTo(0, 3000)")
+    page.evaluate("scrollTo(0, 2000)")
     before = page.evaluate("scrollY")
     words(page, "bag")
     assert page.evaluate("scrollY") < 500
