@@ -410,6 +410,7 @@ def test_redirects_are_followed_and_checked_each(shop: Shop, photo: bytes):
         ("file:///etc/passwd", "only http and https"),
         ("http://u:p@127.0.0.1/", "name or password"),
         ("http://[::1]/", "loopback"),
+        ("http://[::1", "redirected to no address"),
     ):
         shop.pages["/out"] = (301, {"Location": to}, b"")
         with pytest.raises(FetchError, match=reason) as caught:
@@ -702,6 +703,23 @@ def test_a_source_at_an_address_is_read_with_photos_relative_to_it_and_none_of_t
     shop.pages["/shop/list"] = b"id,image\n"
     with pytest.raises(InputError, match=rf"http://127.*{shop.port}/shop/list|list: no rows"):
         open_source(shop.at("/shop/list"), web=Web(tmp_path / "cache", shop.allow))
+
+
+def test_a_feed_at_an_address_that_does_not_say_what_it_is(shop: Shop, photo: bytes, tmp_path: Path):
+    shop.pages["/photo"] = photo
+    item = "<item><g:id>{}</g:id><g:title>Bag</g:title><g:image_link>{}</g:image_link><g:price>5 EUR</g:price></item>"
+    feed = item.format("a", shop.at("/photo?1")) + item.format("b", "http://169.254.169.254/x.jpg")
+    content = f'<rss xmlns:g="http://base.google.com/ns/1.0"><channel>{feed}</channel></rss>'.encode()
+    shop.pages["/feed.php"] = (200, {"Content-Encoding": "gzip", "ETag": '"7"'}, gzip.compress(content))
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    report = catalog.index(shop.at("/feed.php?lang=de"), download=catalog.web(shop.allow), prune=True)
+    assert (report.added, report.quarantined) == (1, 1)
+    assert catalog.quarantine()[0].item == "feed.php, line 1, id b: http://169.254.169.254/x.jpg"
+    assert "link-local" in catalog.quarantine()[0].reason
+    assert catalog.product("a")["attributes"]["price"] == 5
+    shop.pages["/feed.php"] = lambda h: (304, {}, b"") if h.headers["If-None-Match"] == '"7"' else (500, {}, b"")
+    again = catalog.index(shop.at("/feed.php?lang=de"), download=catalog.web(shop.allow), prune=True)
+    assert (again.unchanged, again.removed) == (1, 0)
 
 
 def test_the_command_line_downloads_when_told_to(feed: Path, shop: Shop, tmp_path: Path):

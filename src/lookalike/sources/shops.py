@@ -16,6 +16,7 @@ import datetime
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -137,9 +138,11 @@ def _shopify(rows: Rows, columns: Columns) -> Export:
             name = own[f"option{n}name"]
             values = _joined(v for r in lines for v in r.all(f"option{n}value"))
             if name and values and (name.lower(), values) != ("title", "Default Title"):
-                record.setdefault(_spelled(name, spelling, out.roles), values)
+                column = _spelled(name, spelling, out.roles)
+                record[column] = record.get(column) or values
         for name, label in extra.items():
-            record.setdefault(_spelled(label, spelling, out.roles), own[name])
+            column = _spelled(label, spelling, out.roles)
+            record[column] = record.get(column) or own[name]
         record["Variant SKU"] = _joined(r["variantsku sku"] for r in lines)
         record["Variant Barcode"] = _joined(r["variantbarcode barcode"] for r in lines)
         prices = [
@@ -230,7 +233,7 @@ def _google(rows: Rows, columns: Columns | None = None) -> Export:
     out = Export({"id": "id", "title": "title", "image": "image_link"}, ("gtin", "mpn", "item_group_id", "variant_ids"))
     seen: dict[str, int] = {}
     products: dict[tuple[str, str], tuple[int, Row, list[tuple[float | None, float | None]]]] = {}
-    for row in rows:
+    for n, row in enumerate(rows):
         identity, image = row["id"], row["imagelink"]
         if identity and identity in seen:
             reason = f"the id {identity} occurs twice, first in line {seen[identity]}; that one is kept"
@@ -246,7 +249,7 @@ def _google(rows: Rows, columns: Columns | None = None) -> Export:
         during = _in_force(*(row["salepriceeffectivedate"] + "/").split("/")[:2])
         price = (sale, usual) if sale is not None and during else (usual, None)
         record["currency"] = currency
-        group = (record["item_group_id"], image) if record["item_group_id"] and image else ("", f"\0{row.line}")
+        group = (record["item_group_id"], image) if record["item_group_id"] and image else ("", str(n))
         if group not in products:
             products[group] = (row.line, record, [price])
             continue
@@ -366,6 +369,7 @@ class _Items:
 # Values
 
 
+@lru_cache(maxsize=4096)
 def _plain(column: str) -> str:
     """The plain form of a name: imagesrc for "Image Src", imagelink for "Image link [image_link]" and "g:image_link"."""
     if found := re.search(r"\[(\w+)\]\s*$", column):

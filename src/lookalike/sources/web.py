@@ -193,14 +193,14 @@ class Web:
         self._hosts: dict[tuple[str, str, int], _Host] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._busy: list[list[socket.socket]] = []
+        self._busy: dict[int, list[socket.socket]] = {}
         self._tls: ssl.SSLContext | None = None
 
     def close(self) -> None:
         """End what is under way, and the connections kept open."""
         self._stop.set()
         with self._lock:
-            for sockets in self._busy:
+            for sockets in self._busy.values():
                 _cut(sockets)
         self._hang_up()
 
@@ -386,7 +386,10 @@ class Web:
                 host.slots.release()
             if answer.status in (200, 304):
                 return answer
-            here = urljoin(here, answer.headers.get("location", ""))
+            try:
+                here = urljoin(here, answer.headers.get("location", ""))
+            except ValueError as error:
+                raise FetchError(f"{label}: is redirected to no address ({_shown(str(error))})") from error
         raise FetchError(f"{label}: is redirected more than {REDIRECTS} times; give the address it ends at")
 
     def _hop(
@@ -397,7 +400,7 @@ class Web:
         sockets: list[socket.socket] = []
         _current.sockets = sockets
         with self._lock:
-            self._busy.append(sockets)
+            self._busy[id(sockets)] = sockets
         # Time-outs bound each wait, not their sum: a byte every few seconds would hold a thread for ever.
         alarm = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, (sockets,))
         alarm.daemon = True
@@ -418,7 +421,8 @@ class Web:
                 said = f"{response.status} {_phrase(response.status)}".strip()
                 if response.status in TEMPORARY:
                     wait = _retry_after(response.headers)
-                    host.rest_until = time.monotonic() + (wait or 0.0)  # for what else is asked of it, too
+                    if wait:  # for what else is asked of it, too
+                        host.rest_until = max(host.rest_until, time.monotonic() + wait)
                     raise _Temporary(f"{label}: the server answers {said}; run again later", wait)
                 raise FetchError(f"{label}: the server answers {said}; mend the address")
             too_much = f"{label}: more than {max_bytes / 2**20:.3g} MiB; make it smaller"
@@ -426,8 +430,7 @@ class Web:
             if length.isdigit() and int(length) > max_bytes:
                 raise FetchError(too_much)
             taken = 0
-            body = self._body(response, place, label, deadline, max_bytes)
-            for chunk in body:
+            for chunk in self._body(response, place, label, deadline):
                 taken += len(chunk)
                 if taken > max_bytes:
                     raise FetchError(too_much)
@@ -439,7 +442,7 @@ class Web:
         finally:
             alarm.cancel()
             with self._lock:
-                self._busy.remove(sockets)
+                del self._busy[id(sockets)]
             if response is not None:  # its rest is not read: such a connection cannot be used again
                 response.close()
                 response.release_conn()
@@ -465,9 +468,7 @@ class Web:
                 if not host.ips or time.monotonic() > deadline:
                     raise _Temporary(f"{label}: {place.host} cannot be reached; check it, and run again") from error
 
-    def _body(
-        self, response: urllib3.BaseHTTPResponse, place: _Place, label: str, deadline: float, max_bytes: int
-    ) -> Iterator[bytes]:
+    def _body(self, response: urllib3.BaseHTTPResponse, place: _Place, label: str, deadline: float) -> Iterator[bytes]:
         """The body as it comes, unpacked in bounded pieces."""
         packed = response.headers.get("content-encoding", "").strip().lower()
         if packed not in ("", "identity", "gzip", "x-gzip", "deflate"):
@@ -488,7 +489,7 @@ class Web:
                     raise FetchError(f"{label}: cannot be unpacked ({error}); its server is at fault") from error
                 chunk = unpack.unconsumed_tail
         if time.monotonic() >= deadline:  # cut: what came may look whole
-            raise FetchError(f"{label}: takes too long; make it smaller, or its server faster")
+            raise _too_slow(label)
         if self._stop.is_set():
             raise _Temporary(f"{label}: interrupted; run again")
         if unpack is not None and not unpack.eof:
@@ -501,7 +502,7 @@ class Web:
             yield
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             if time.monotonic() >= deadline:
-                raise FetchError(f"{label}: takes too long; make it smaller, or its server faster") from error
+                raise _too_slow(label) from error
             if isinstance(error, urllib3.exceptions.SSLError) and "ertificate" in str(error):
                 why = _shown(str(error))[:200]
                 raise FetchError(f"{label}: the certificate of {place.host} cannot be trusted ({why})") from error
@@ -635,6 +636,10 @@ def _not_public(ip: str) -> str:
         if holds:
             return kind
     return ""
+
+
+def _too_slow(label: str) -> _Temporary:
+    return _Temporary(f"{label}: takes too long; make it smaller, or its server faster", math.inf)
 
 
 def _cut(sockets: list[socket.socket]) -> None:
