@@ -112,7 +112,15 @@ class Store:
         return self.directory / "catalog.json"
 
     def _foreign(self) -> Iterator[Path]:
-        ours = {"writer.lock", "writer.json", "quarantine.json", "catalog.json.part", "photos.lance", "downloads"}
+        ours = {
+            "writer.lock",
+            "writer.json",
+            "quarantine.json",
+            "catalog.json.part",
+            "photos.lance",
+            "downloads",
+            "feedback.jsonl",
+        }
         return (p for p in self.directory.iterdir() if p.name not in ours)
 
     @property
