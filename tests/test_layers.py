@@ -12,7 +12,7 @@ ROOT = Path(lookalike.__file__).parent
 LAYERS = [
     {"errors"},
     {"types"},
-    {"images", "where", "store", "indexes"},
+    {"images", "where", "store", "indexes", "stages"},
     {"sources", "encoders", "demo"},
     {"snapshot"},
     {"search", "indexing", "evaluation"},

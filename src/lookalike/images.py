@@ -127,6 +127,27 @@ def load(path: str | Path, *, name: str | None = None) -> bytes:
     return data
 
 
+def remains(path: str | Path) -> Image.Image:
+    """What can still be seen of a file that ``read`` refuses: the part before the damage, within the same bounds.
+
+    Raises ``InputError`` where nothing can.
+    """
+    data = load(path, name="the file")
+    try:
+        with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_bombs(image, data, "the file")
+            try:
+                image.load()
+            except OSError:
+                image.tile = []  # what was decoded until then stays
+                image.load()
+            return _upright_rgb(image)
+    except InputError:
+        raise
+    except Exception as error:
+        raise NotAnImage(f"nothing of the file can be shown ({_printable(str(error))[:200]})") from error
+
+
 def digest(data: bytes) -> str:
     """Content digest of a photo's file: the first 32 hex characters of its SHA-256.
 

@@ -190,7 +190,8 @@ class _Run:
         self.broken = set(source.broken)
         self.rows = store.rows([c for c in store.columns() if c != "lk_vector"])
         if replaces:  # what a large catalog has besides costs nothing then
-            self.rows = self.rows.filter(pc.is_in(self.rows["lk_id"], pa.array([p.id for p in source.products])))
+            ids = pa.array([p.id for p in source.products], pa.string())
+            self.rows = self.rows.filter(pc.is_in(self.rows["lk_id"], ids))
         self.known = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
         self.digests = set(self.rows["lk_digest"].to_pylist())
         owners = zip(*(self.rows[c].to_pylist() for c in ("lk_id", "lk_source")), strict=True) if replaces else ()

@@ -13,6 +13,7 @@ from lookalike import where as filters
 from lookalike.encoders.base import Calibration, Encoder
 from lookalike.errors import UsageError
 from lookalike.snapshot import Snapshot
+from lookalike.stages import timed
 from lookalike.types import Answer, Hit, Query, is_unicode
 
 MAX_K = 1000
@@ -37,7 +38,7 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
     unliked = [snapshot.product(i) for i in dict.fromkeys(query.not_like)]
     vector = query_vector(snapshot, encoder, query, liked, unliked)
     words = snapshot.lexical.scores(query.text) if query.lexical and query.text and not query.pure else None
-    found = snapshot.search(vector, query.k, mask, {*liked, *unliked}, words, query.lexical)
+    found = timed("search", snapshot.search, vector, query.k, mask, {*liked, *unliked}, words, query.lexical)
     attributes = snapshot.attributes_of([f.product for f in found])
     kind = _kind(query)
     scale: Calibration | None = getattr(encoder, "calibration", None)
@@ -113,14 +114,14 @@ def query_vector(
     parts: list[tuple[float, NDArray[np.float32]]] = []
     weight = query.weights.get
     if query.image is not None:
-        image = images.read(query.image, at_least=max(encoder.size))
+        image = timed("decode", images.read, query.image, at_least=max(encoder.size))
         if query.crop is not None:
             image = images.crop(image, query.crop)
-        parts.append((weight("photo", 1.0), encoder.encode_photos(encoder.prepare(image)[None])[0]))
+        parts.append((weight("photo", 1.0), timed("encode", encoder.encode_photos, encoder.prepare(image)[None])[0]))
     texts = [t for t in (query.text, *query.not_text) if t.strip()]
     if texts:
         wanted = bool(query.text.strip())
-        for n, v in enumerate(encoder.encode_texts(texts)):
+        for n, v in enumerate(timed("encode", encoder.encode_texts, texts)):
             parts.append((weight("text", 1.0) if wanted and n == 0 else -NOT_WEIGHT, v))
     parts += [(weight("like", 1.0) / len(liked), _mean(snapshot, p)) for p in liked]
     parts += [(-NOT_WEIGHT, _mean(snapshot, p)) for p in unliked]

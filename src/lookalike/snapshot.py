@@ -68,6 +68,7 @@ class Snapshot:
         self.ids: list[str] = list(ids[self.first])
         self.photos: list[str] = rows["lk_photo"].to_pylist()
         self.paths: list[str] = rows["lk_path"].to_pylist()
+        self.digests: list[str] = rows["lk_digest"].to_pylist()
         self.titles: list[str] = [t or "" for t in rows["lk_title"].take(pa.array(self.first)).to_pylist()]
         self._product: dict[str, int] = dict(zip(self.ids, range(len(self.ids)), strict=True))
         self._photo: dict[str, int] = dict(zip(self.photos, range(len(self.photos)), strict=True))
