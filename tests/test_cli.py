@@ -36,8 +36,8 @@ def shop(tmp_path: Path, table: Path) -> str:
 
 def test_search_prints_a_table_or_json(shop: str, tmp_path: Path):
     found = json.loads(run("search", "red", "--where", "gender = 'Men'", "-k", 2, "--catalog", shop, "--json").stdout)
-    assert set(found) == {"hits", "no_good_match", "took_ms"}
-    assert set(found["hits"][0]) == {"id", "score", "photo", "title", "attributes"}
+    assert set(found) == {"hits", "total", "more", "no_good_match", "corrected", "took_ms"}
+    assert set(found["hits"][0]) > {"id", "score", "photo", "title", "attributes"}
     assert Path(found["hits"][0]["photo"]).is_file()
     lines = run("search", "red", "-k", 2, "--catalog", shop).stdout.splitlines()
     assert lines[0].split("\t") == ["score", "alike", "id", "title", "attributes", "photo"]

@@ -12,9 +12,10 @@ ROOT = Path(lookalike.__file__).parent
 LAYERS = [
     {"errors"},
     {"types"},
-    {"images", "where", "store", "indexes", "stages"},
+    {"images", "colours", "where", "store", "indexes", "feedback", "stages"},
     {"sources", "encoders", "demo"},
     {"snapshot"},
+    {"insights"},
     {"search", "indexing", "evaluation"},
     {"training"},
     {"catalog"},

@@ -30,7 +30,7 @@ def test_search_by_words_by_photo_and_by_like_in_every_form(tmp_path: Path, clie
     by_json = client.post("/api/search", json={"text": "red shirt", "where": "gender = 'Men'", "k": 3}).json()
     assert by_get["hits"] == by_json["hits"]
     assert by_get["total"] == 6
-    assert set(by_get["hits"][0]) == {"id", "score", "photo", "title", "attributes"}
+    assert set(by_get["hits"][0]) > {"id", "score", "photo", "title", "attributes", "photos", "why", "colours"}
     uploaded = client.post("/api/search", files={"image": ("a.jpg", photo)}, data={"k": 2}).json()
     encoded = client.post("/api/search", json={"image": base64.b64encode(photo).decode(), "k": 2}).json()
     assert uploaded["hits"] == encoded["hits"]
@@ -81,7 +81,8 @@ def test_photos_come_by_id_as_plain_jpeg(client: TestClient):
         ("/api/search?text=red&where=price<", 400, "price<"),
         ("/api/search?text=red&weights=x", 400, "weights is not JSON"),
         ("/api/search?text=red&text=blue", 400, "text is given twice"),
-        ("/api/search?text=red&colour=x", 422, "colour: extra inputs are not permitted"),
+        ("/api/search?text=red&color=x", 422, "color: extra inputs are not permitted"),
+        ("/api/search?colour=red", 400, "colour is 'red'; it is written #rrggbb"),
         ("/api/search?like=nope", 404, "no product 'nope'"),
         ("/api/products/nope", 404, "no product"),
         ("/api/photos/nope", 404, "no photo"),

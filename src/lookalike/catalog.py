@@ -86,7 +86,8 @@ class Catalog:
         self, text: str = "", *, image: ImageInput | None = None, like: str | Sequence[str] = (),
         not_text: str | Sequence[str] = (), not_like: str | Sequence[str] = (), where: str = "", k: int = 12,
         crop: Sequence[float] | None = None, weights: Mapping[str, float] | None = None, lexical: float = 0.0,
-        pure: bool = False,
+        pure: bool = False, colour: str = "", up: str | Sequence[str] = (), down: str | Sequence[str] = (),
+        fold: bool = False, diversity: float = 0.0, sort: str = "", offset: int = 0,
     ) -> tuple[Hit, ...]:  # fmt: skip
         """The ``k`` products most alike, best first; the arguments are those of ``Query``.
 
@@ -97,7 +98,7 @@ class Catalog:
         """
         query = Query(
             image, text or "", _several(like), _several(not_text), _several(not_like), where or "", k, crop, weights or {},
-            lexical, pure,
+            lexical, pure, colour, _several(up), _several(down), fold, diversity, sort, offset,
         )  # fmt: skip
         return self.answer(query).hits
 
@@ -106,6 +107,52 @@ class Catalog:
         from lookalike.search import search
 
         return search(self.snapshot(refresh), self.encoder, query)
+
+    def tag(self, image: ImageInput, crop: Sequence[float] | None = None, refresh: bool = True) -> dict[str, Any]:
+        """What the catalog's products say of a photo.
+
+        Returns:
+            ``{"tags": [{"column", "role", "values": [{"value", "confidence"}, …]}, …], "box": [x0, y0, x1, y1] or None,
+            "colours": [{"hex", "share"}, …]}``; ``box`` is where the garment lies on the whole photo, in fractions, where
+            the background is plain.
+
+        Raises:
+            ImageError: the photo cannot be used.
+            UsageError: the crop is no part of it.
+        """
+        from lookalike import colours, images, insights
+
+        whole = images.read(image, at_least=max(self.encoder.size))
+        photo = whole if crop is None else images.crop(whole, crop)
+        snapshot = self.snapshot(refresh)
+        vector = self.encoder.encode_photos(self.encoder.prepare(photo)[None])[0]
+        near = insights.neighbours(snapshot, vector) if len(snapshot) else []
+        box = colours.box(whole)
+        return {
+            "tags": insights.tags(snapshot, near),
+            "box": None if box is None else [round(v, 4) for v in box],
+            "colours": [
+                {"hex": colours.shown(c), "share": round(float(c[3]) / 255, 3)} for c in colours.palette(photo) if c[3]
+            ],
+        }
+
+    def duplicates(
+        self, threshold: float | None = None, *, where: str = "", progress: Progress | None = None, refresh: bool = True
+    ) -> list[dict[str, Any]]:
+        """Groups of products whose photos show the same: ``[{"score", "products": [{"id", "title", "photo"}, …]}, …]``.
+
+        ``threshold`` is a cosine, 0.9 … 1; see ``insights.duplicates``. Raises UsageError where it or the filter is wrong.
+        """
+        from lookalike import insights
+        from lookalike import where as filters
+
+        snapshot = self.snapshot(refresh)
+        mask = snapshot.mask(filters.parse(where) if where.strip() else None)
+        least = insights.NEAR_DUPLICATE if threshold is None else threshold
+        return [
+            {"score": round(g.score, 4), "products": [snapshot.small(f) for f in g.products]}
+            for g in insights.duplicates(snapshot, least, mask, progress)
+        ]
 
     # Writing
 
@@ -179,6 +226,7 @@ class Catalog:
             "quarantined": len(self.store.quarantine()),
             "catalog_version": snapshot.version,
             "drawn": bool(manifest and manifest.drawn),
+            "colours": snapshot.has_colours,
             "encoder": {"name": manifest.encoder, "id": manifest.encoder_id, "dim": manifest.dim} if manifest else None,
             "columns": [
                 {"name": c, "kind": kinds.get(c, "text"), "role": roles.get(c)}

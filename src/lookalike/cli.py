@@ -183,6 +183,12 @@ def search(
     not_: Annotated[Optional[list[str]], typer.Option("--not", help="Words for what is not wanted.")] = None,  # noqa: UP045
     where: Annotated[str, typer.Option(help="A filter: gender = 'Women' and price < 50")] = "",
     k: Annotated[int, typer.Option("-k", help="How many products, 1 to 1000.")] = 12,
+    colour: Annotated[str, typer.Option(help="What the garment should have, #rrggbb.")] = "",
+    lexical: Annotated[float, typer.Option(help="Share of word matching over titles and attributes, 0 to 1.")] = 0.0,
+    fold: Annotated[bool, typer.Option("--fold", help="Near-duplicates under the first of them.")] = False,
+    diversity: Annotated[float, typer.Option(help="Keeps hits apart, 0 to 1.")] = 0.0,
+    sort: Annotated[str, typer.Option(help="A column to order the best 200 by; -COLUMN: largest first.")] = "",
+    offset: Annotated[int, typer.Option(help="Hits to skip.")] = 0,
     catalog: CatalogDir = HERE,
     encoder: EncoderName = None,
     as_json: Json = False,
@@ -190,11 +196,21 @@ def search(
     """Find look-alikes by words, by photo, by "like product X", or by several at once."""
     from lookalike.types import Query
 
-    query = Query(image, text, like or (), not_ or (), (), where, k)
+    query = Query(
+        image, text, like or (), not_ or (), where=where, k=k, colour=colour, lexical=lexical, fold=fold,
+        diversity=diversity, sort=sort, offset=offset,
+    )  # fmt: skip
     answer = _open(catalog, encoder).answer(query)
     if as_json:
         hits = [h.to_json(paths=True) for h in answer.hits]
-        found = {"hits": hits, "no_good_match": answer.no_good_match, "took_ms": round(answer.took_ms, 2)}
+        found = {
+            "hits": hits,
+            "total": answer.total,
+            "more": answer.more,
+            "no_good_match": answer.no_good_match,
+            "corrected": dict(answer.corrected),
+            "took_ms": round(answer.took_ms, 2),
+        }
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
     if not answer.hits:
@@ -214,9 +230,53 @@ def search(
             for h in answer.hits
         ],
     )
+    for word, better in answer.corrected.items():
+        typer.echo(f"no title has {word!r}; matched {better!r} instead")
     if answer.no_good_match:
         typer.echo("nothing here is much like that; these come closest")
     typer.echo(f"{len(answer.hits)} of {answer.total} products, {answer.took_ms:.1f} ms")
+
+
+@app.command()
+def tag(
+    image: Annotated[Path, typer.Argument(help="A photo's file.")],
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    as_json: Json = False,
+) -> None:
+    """Attributes of any photo, as the products most like it have them, with the share of their votes; and its colours."""
+    found = _open(catalog, encoder).tag(image)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    rows = [
+        [t["column"], *[f"{v['value']} {v['confidence']:.0%}" for v in t["values"][:3]], *[""] * (3 - len(t["values"]))]
+        for t in found["tags"]
+    ]
+    _table(["column", "value", "or", "or"], rows)
+    typer.echo("colours: " + ", ".join(f"{c['hex']} {c['share']:.0%}" for c in found["colours"]))
+
+
+@app.command()
+def duplicates(
+    threshold: Annotated[Optional[float], typer.Option(help="Cosine of two photos, 0.9 to 1; by default 0.99.")] = None,  # noqa: UP045
+    where: Annotated[str, typer.Option(help="A filter: gender = 'Women' and price < 50")] = "",
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Groups of products whose photos show the same."""
+    with _progress("photos", as_json) as progress:
+        groups = _open(catalog).duplicates(threshold, where=where, progress=progress)
+    if as_json:
+        typer.echo(json.dumps({"groups": groups, "total": len(groups)}, ensure_ascii=False))
+        return
+    rows = [
+        [f"{g['score']:.3f}", str(n + 1) if not m else "", p["id"], p["title"]]
+        for n, g in enumerate(groups)
+        for m, p in enumerate(g["products"])
+    ]
+    _table(["score", "group", "id", "title"], rows)
+    typer.echo(f"{len(groups)} groups of {len(rows)} products")
 
 
 @app.command()

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lookalike import images
+from lookalike.colours import palette
 from lookalike.encoders.base import Encoder
 from lookalike.errors import ImageError, InputError
 from lookalike.sources import Source
@@ -82,11 +83,12 @@ class _Photo:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A photo after reading: digest and pixels, or the reason why not. No pixels where a vector is known already."""
+    """A photo after reading: digest, colours and pixels, or the reason why not. None of what is known already."""
 
     photo: _Photo
     digest: str = ""
     pixels: NDArray[np.uint8] | None = None
+    colours: bytes | None = None
     reason: str = ""
 
 
@@ -193,7 +195,10 @@ class _Run:
             ids = pa.array([p.id for p in source.products], pa.string())
             self.rows = self.rows.filter(pc.is_in(self.rows["lk_id"], ids))
         self.known = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
-        self.digests = set(self.rows["lk_digest"].to_pylist())
+        digests = self.rows["lk_digest"].to_pylist()
+        self.digests = set(digests)
+        found = self.rows["lk_colours"].to_pylist() if "lk_colours" in self.rows.column_names else []
+        self.colours = {d: c for d, c in zip(digests, found, strict=False) if c is not None}
         owners = zip(*(self.rows[c].to_pylist() for c in ("lk_id", "lk_source")), strict=True) if replaces else ()
         self.owners: dict[str, str] = dict(owners)
         self.vectors: dict[str, NDArray[np.float32]] | None = None
@@ -257,7 +262,7 @@ class _Run:
                 row = files[self.known[key]] if key in self.known else None
                 same = row is not None and (row["lk_path"], row["lk_size"], row["lk_mtime"]) == (
                     path, status.st_size, status.st_mtime_ns,
-                )  # fmt: skip
+                ) and row["lk_digest"] in self.colours  # fmt: skip
                 digest = row["lk_digest"] if row else None
                 out.append(_Photo(key, product, position, path, status.st_size, status.st_mtime_ns, digest, same))
         return out
@@ -366,6 +371,7 @@ class _Run:
         """Read, encode and commit the products as a whole."""
         changed = self._changed()
         self.digests.clear()  # encoding a few again is cheaper than reading all vectors
+        self.colours.clear()
         todo = [p for p in self.photos if not p.same_file or p.key in changed]
         kept = {p.key for p in self.photos} - {p.key for p in todo}
         self.report.unchanged = len(kept)
@@ -427,10 +433,11 @@ class _Run:
         try:
             content = images.load(photo.path)
             digest = images.digest(content)
-            if digest in self.digests:
+            if digest in self.colours:
                 return _Read(photo, digest)
             image = images.read(content, at_least=max(self.encoder.size), name=photo.path)
-            return _Read(photo, digest, self.encoder.prepare(image))
+            pixels = None if digest in self.digests else self.encoder.prepare(image)
+            return _Read(photo, digest, pixels, palette(image).tobytes())
         except (ImageError, InputError) as error:
             return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
 
@@ -514,6 +521,7 @@ class _Batch:
             "lk_digest": [r.digest for r in reads],
             "lk_size": [p.size for p in photos],
             "lk_mtime": [p.mtime for p in photos],
+            "lk_colours": [r.colours or run.colours[r.digest] for r in reads],
             "lk_encoder": [run.encoder.id] * len(reads),
         }
         wanted = schema(run.encoder.dim)

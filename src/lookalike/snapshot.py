@@ -13,15 +13,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lookalike import where as filters
+from lookalike.colours import Wardrobe
 from lookalike.errors import CatalogError, NotFound
 from lookalike.indexes import exact
-from lookalike.indexes.lexical import Lexical
-from lookalike.store import PREFIX, Manifest, Store
+from lookalike.indexes.lexical import Lexical, words_of
+from lookalike.store import COLOURS, PREFIX, Manifest, Store
 from lookalike.types import Value
 
 FACET_VALUES = 200
 """A text column with more values than this is no facet (titles, codes)."""
 
+
+BINS = 20
+"""Bars of a number column's histogram, at most."""
+
+SAMPLE = 20_000
+"""Photos that the covariance of the vectors is taken from."""
 
 MASKS = 16
 """Filters whose masks are kept, a byte a product each."""
@@ -68,13 +75,21 @@ class Snapshot:
         self.ids: list[str] = list(ids[self.first])
         self.photos: list[str] = rows["lk_photo"].to_pylist()
         self.paths: list[str] = rows["lk_path"].to_pylist()
+        found = rows["lk_colours"].to_pylist() if "lk_colours" in rows.column_names else [None] * len(rows)
+        self.has_colours = any(found)
+        # Photos from before there were colours have none (all shares 0) until they are indexed again.
+        self.palettes: NDArray[np.uint8] = np.frombuffer(
+            b"".join(c or bytes(COLOURS) for c in found), np.uint8
+        ).reshape(-1, COLOURS // 4, 4)
         self.digests: list[str] = rows["lk_digest"].to_pylist()
         self.titles: list[str] = [t or "" for t in rows["lk_title"].take(pa.array(self.first)).to_pylist()]
         self._product: dict[str, int] = dict(zip(self.ids, range(len(self.ids)), strict=True))
         self._photo: dict[str, int] = dict(zip(self.photos, range(len(self.photos)), strict=True))
         self._one_each = len(self.first) == len(self.photos)
-        if not self._one_each:
-            self._owner = np.repeat(np.arange(len(self.first)), np.diff(np.r_[self.first, len(self.photos)]))
+        self.owner: NDArray[np.intp] = np.repeat(
+            np.arange(len(self.first)), np.diff(np.r_[self.first, len(self.photos)]).astype(np.intp)
+        )
+        """The product of each photo (photos,)."""
         self.attributes, self.table = self._columns(rows.take(pa.array(self.first)))
         self._mask = _remembered(self.table)
 
@@ -119,6 +134,10 @@ class Snapshot:
         except KeyError:
             raise NotFound(f"no product {identity!r} in the catalog") from None
 
+    def has(self, identity: str) -> bool:
+        """Whether there is a product of that id."""
+        return identity in self._product
+
     def photo(self, photo: str) -> int:
         """Row of a photo. Raises NotFound."""
         try:
@@ -130,6 +149,14 @@ class Snapshot:
         """The rows of a product's photos."""
         end = int(self.first[product + 1]) if product + 1 < len(self.first) else len(self.photos)
         return range(int(self.first[product]), end)
+
+    def small(self, found: Found) -> dict[str, str]:
+        """A product found, in short: enough to show it and to ask for it."""
+        return {
+            "id": self.ids[found.product],
+            "title": self.titles[found.product],
+            "photo": self.photos[found.row],
+        }
 
     def attributes_of(self, products: Sequence[int]) -> list[dict[str, Value]]:
         """Attributes of some products under their own names, missing ones left out."""
@@ -157,7 +184,7 @@ class Snapshot:
         """Counts of each column's values among the products that pass the filter, the column's own conditions left out.
 
         A text or flag column gives ``{"column", "kind": "values", "values": [{"value", "count"}, …]}``, most frequent
-        first; a number column gives ``{"column", "kind": "range", "min", "max"}``.
+        first; a number column gives ``{"column", "kind": "range", "min", "max", "bins": [{"from", "to", "count"}, …]}``.
         """
         spoken = {c.casefold() for c in filters.columns(expression)} if expression else set()
         everything = self.mask(expression)
@@ -187,7 +214,18 @@ class Snapshot:
             values = values[~np.isnan(values)] if mask is None else values[mask & ~np.isnan(values)]
             if not len(values):
                 return None
-            return {"column": name, "kind": "range", "min": number(values.min()), "max": number(values.max())}
+            counts, edges = np.histogram(values, bins=min(BINS, max(1, len(np.unique(values)))))
+            bins = [
+                {"from": number(float(f"{a:.6g}")), "to": number(float(f"{b:.6g}")), "count": int(c)}
+                for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)
+            ]
+            return {
+                "column": name,
+                "kind": "range",
+                "min": number(values.min()),
+                "max": number(values.max()),
+                "bins": bins,
+            }
         if pa.types.is_boolean(column.type):
             column = pc.if_else(column, "true", "false").dictionary_encode()
         if not 1 < len(column.dictionary) <= FACET_VALUES:
@@ -198,42 +236,141 @@ class Snapshot:
         values = [{"value": v, "count": c} for v, c in pairs if c]
         return {"column": name, "kind": "values", "values": values} if values else None
 
+    # What the catalog knows of words and vectors
+
+    @cached_property
+    def wardrobe(self) -> Wardrobe:
+        """The photos' palettes, ready to be compared with a colour; built on first use."""
+        return Wardrobe(self.palettes)
+
+    def spread(self, vector: NDArray[np.float32]) -> float:
+        """Standard deviation of the cosines of the catalog's photos with a vector (dim,): how strongly it sorts them."""
+        return float(np.sqrt(max(float(vector @ self._covariance @ vector), 1e-8)))
+
+    @cached_property
+    def _covariance(self) -> NDArray[np.float32]:
+        step = max(1, len(self.vectors) // SAMPLE)
+        sample = self.vectors[::step]
+        centred = sample - sample.mean(0)
+        return np.asarray(centred.T @ centred / max(1, len(sample)), np.float32)
+
+    @cached_property
+    def values(self) -> dict[str, list[str]]:
+        """Each text column that is a facet → its values, most frequent first."""
+        found = (self._facet(name, None) for name in self.attributes.column_names)
+        return {f["column"]: [v["value"] for v in f["values"]] for f in found if f and f["kind"] == "values"}
+
+    @cached_property
+    def _named(self) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+        """Words → the (column, value) that they name."""
+        out: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for column, values in self.values.items():
+            for value in values:
+                out.setdefault(words_of(value), []).append((column, value))
+        return out
+
+    def mentions(self, text: str) -> dict[str, tuple[str, int, int]]:
+        """The columns whose values a text names: column → (value, position of its first word, words); the longest name wins."""
+        words = words_of(text)
+        found: dict[str, tuple[str, int, int]] = {}
+        taken: set[int] = set()
+        for length in (3, 2, 1):
+            for start in range(len(words) - length + 1):
+                here = set(range(start, start + length))
+                if here & taken:
+                    continue
+                for column, value in self._named.get(words[start : start + length], ()):
+                    if column not in found:
+                        found[column] = (value, start, length)
+                        taken |= here
+        return found
+
+    def column(self, name: str) -> str:
+        """The column meant by a name (a role will do), as in filters. Raises UsageError listing the columns."""
+        return filters.resolve(name, self.table.column_names)
+
+    def role(self, column: str) -> str | None:
+        """The role that a column has, if any."""
+        roles = self.manifest.roles if self.manifest else {}
+        return next((role for role, name in roles.items() if name == column), None)
+
+    def codes(self, column: str) -> tuple[NDArray[np.intp], list[Any]]:
+        """A column of text as numbers per product, −1 where missing, and what they stand for."""
+        values = self.attributes[column].combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.chunk(0)
+        if pa.types.is_boolean(values.type):
+            values = pc.if_else(values, "true", "false").dictionary_encode()
+        return pc.fill_null(values.indices, -1).to_numpy(zero_copy_only=False).astype(
+            np.intp
+        ), values.dictionary.to_pylist()
+
     # Searching
 
-    def search(
+    def rank(
         self,
-        query: NDArray[np.float32],
-        k: int,
+        query: NDArray[np.float32] | None,
         mask: NDArray[np.bool_] | None = None,
         without: Iterable[int] = (),
         words: NDArray[np.float32] | None = None,
         share: float = 0.0,
-    ) -> list[Found]:
-        """The ``k`` best products by their best photo, equal ones by id.
+        colour: NDArray[np.float32] | None = None,
+        colour_weight: float = 1.0,
+    ) -> Ranking:
+        """All products in an order that can be cut anywhere.
 
         Args:
-            query: unit vector (dim,).
-            k: how many.
+            query: unit vector (dim,); None to go by ``colour`` alone, whose closeness is then the score.
             mask: products that may answer (products,), or None for all.
             without: products that may not.
             words: scores of word matching (products,), 0 … 1, mixed in with ``share``: it changes the order, while the
                 reported score stays the cosine.
             share: 0 … 1.
+            colour: how near each photo's garment is to a wanted colour (photos,), 0 … 1; it changes the order alone.
+            colour_weight: at 1 the colour sorts the catalog as strongly as the cosine does.
         """
-        if not len(self):
-            return []
         excluded = list(without)
         if excluded:
             mask = np.ones(len(self), np.bool_) if mask is None else mask.copy()
             mask[excluded] = False
-        scores = exact.scan(self.vectors, query, mask if mask is None or self._one_each else mask[self._owner])
-        best = scores if self._one_each else np.maximum.reduceat(scores, self.first)
-        order = best if words is None or not share else (1 - share) * best + share * words
+        if not len(self):
+            nothing = np.empty(0, np.float32)
+            return Ranking(self, nothing, nothing, nothing)
+        allowed = mask if mask is None or self._one_each else mask[self.owner]
+        if query is not None:
+            scores = exact.scan(self.vectors, query, allowed)
+        else:
+            assert colour is not None
+            scores = colour if allowed is None else np.where(allowed, colour, -np.inf).astype(np.float32)
+        mixed = scores
+        if query is not None and colour is not None and colour_weight:
+            mixed = scores + np.float32(colour_weight * self.spread(query) / max(float(colour.std()), 1e-6)) * colour
+        order = mixed if self._one_each else np.maximum.reduceat(mixed, self.first)
+        if words is not None and share:
+            order = (1 - share) * order + share * words
+        return Ranking(self, scores, mixed, order)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An order of all products.
+
+    ``scores`` (photos,) is the cosine, ``mixed`` (photos,) chooses a product's best photo, ``order`` (products,) is what the
+    products are ordered by; −inf is never given.
+    """
+
+    snapshot: Snapshot
+    scores: NDArray[np.float32]
+    mixed: NDArray[np.float32]
+    order: NDArray[np.float32]
+
+    def top(self, k: int) -> list[Found]:
+        """The ``k`` best."""
         found = []
-        for product in exact.top(order, k).tolist():
-            rows = self.rows(product)
-            row = rows[0] if len(rows) == 1 else rows[int(np.argmax(scores[rows.start : rows.stop]))]
-            found.append(Found(product, row, float(scores[row])))
+        for product in exact.top(self.order, k).tolist():
+            rows = self.snapshot.rows(product)
+            row = rows[0] if len(rows) == 1 else rows[int(np.argmax(self.mixed[rows.start : rows.stop]))]
+            found.append(Found(product, row, float(self.scores[row])))
         return found
 
 

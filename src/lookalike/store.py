@@ -36,6 +36,9 @@ from lookalike.types import Quarantined
 FORMAT = 1
 """Version of the layout above; a catalog of a later format is refused."""
 
+COLOURS = 16
+"""Bytes of a palette: four colours, each red, green, blue and its share."""
+
 PREFIX = "lk_"
 """Columns of ours begin so; all others are the source's attributes under their own names."""
 
@@ -47,7 +50,10 @@ KEEP_VERSIONS = timedelta(minutes=10)
 
 
 def schema(dim: int) -> pa.Schema:
-    """Our columns; ``lk_photo`` is the key, ``lk_vector`` a unit vector of ``dim`` float32 made by ``lk_encoder``."""
+    """Our columns; ``lk_photo`` is the key, ``lk_vector`` a unit vector of ``dim`` float32 made by ``lk_encoder``.
+
+    ``lk_colours`` is the palette of ``colours.palette``; null in catalogs from before there was one.
+    """
     return pa.schema(
         [
             pa.field("lk_photo", pa.string(), nullable=False),
@@ -59,6 +65,7 @@ def schema(dim: int) -> pa.Schema:
             pa.field("lk_digest", pa.string(), nullable=False),
             pa.field("lk_size", pa.int64(), nullable=False),
             pa.field("lk_mtime", pa.int64(), nullable=False),
+            pa.field("lk_colours", pa.binary(COLOURS)),
             pa.field("lk_encoder", pa.string(), nullable=False),
             pa.field("lk_vector", pa.list_(pa.float32(), dim), nullable=False),
         ]
@@ -186,7 +193,7 @@ class Store:
 
         with self._errors(reading=True):
             dataset = lance.dataset(str(self.photos))
-            gone = set(schema(1).names) - set(dataset.schema.names)
+            gone = set(schema(1).names) - {"lk_colours"} - set(dataset.schema.names)  # catalogs from before colours
             if gone:  # a manifest of zeros opens as a table without columns
                 raise ValueError(f"photos.lance lacks the columns {', '.join(sorted(gone))}")
             return dataset

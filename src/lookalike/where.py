@@ -260,7 +260,7 @@ def _truth(expr: Expr, table: pa.Table) -> tuple[Mask, Mask]:
 
 def _test(one: Condition, table: pa.Table) -> tuple[Mask, Mask]:
     """``_truth`` of a single condition."""
-    name = _resolve(one.column, table.column_names)
+    name = resolve(one.column, table.column_names)
     column = table.column(table.column_names.index(name))
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if pa.types.is_dictionary(array.type) and not _is_text(array.type.value_type):
@@ -345,7 +345,7 @@ def _check(one: Condition, name: str, kind: str) -> None:
         raise UsageError(f"column {name!r} holds {kind}, which {one.operator} does not compare: {mend}")
 
 
-def _resolve(name: str, names: Sequence[str]) -> str:
+def resolve(name: str, names: Sequence[str]) -> str:
     """The column meant by ``name``: the exact one, else the only one that differs in case alone."""
     alike = [name] if name in names else [other for other in names if other.casefold() == name.casefold()]
     if len(alike) == 1:

@@ -40,7 +40,7 @@ class Encoder(Protocol):
 
     ``name`` is what a user types, ``id`` that name with a digest of weights and preprocessing: vectors of different ids
     are never compared. ``size`` is (height, width) of the pixels that ``encode_photos`` takes. An encoder may also
-    have a ``calibration``.
+    have a ``calibration``, and ``knows(word)``: whether that is a word at all, and no slip of the finger.
     """
 
     name: str

@@ -83,6 +83,10 @@ class OnnxEncoder:
         out: Vectors = self._text.run(None, {"ids": ids})[0]
         return out
 
+    def knows(self, word: str) -> bool:
+        """Whether the vocabulary has the word whole."""
+        return self.reads_text and len(self._tokenizer.encode(word, add_special_tokens=False).ids) == 1
+
 
 def _session(file: Path, threads: int) -> Any:
     import onnxruntime as ort

@@ -6,11 +6,12 @@ import asyncio
 import base64
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
@@ -25,7 +26,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
-from lookalike import __version__, images, types
+from lookalike import __version__, feedback, images, types
 from lookalike import where as filters
 from lookalike.catalog import Catalog
 from lookalike.errors import (
@@ -37,7 +38,8 @@ from lookalike.errors import (
     NotFound,
     UsageError,
 )
-from lookalike.search import MAX_K
+from lookalike.insights import NEAR_DUPLICATE
+from lookalike.search import MAX_DEPTH, MAX_K
 from lookalike.server import schemas, writing
 from lookalike.server.describe import describe
 from lookalike.server.keys import Keys
@@ -58,6 +60,23 @@ class Not(BaseModel):
     like: str | list[str] = []
 
 
+class Votes(BaseModel):
+    """Products of the answer that were found good or bad."""
+
+    model_config = ConfigDict(extra="forbid")
+    up: str | list[str] = []
+    down: str | list[str] = []
+
+
+class Vote(BaseModel):
+    """A hit was found good (``up``) or bad (``down``) for a query; ``none`` takes that back."""
+
+    model_config = ConfigDict(extra="forbid")
+    product: str
+    vote: Literal["up", "down", "none"]
+    query: dict[str, Any] = Field(default_factory=dict, description="text, like and where are kept; a photo never is.")
+
+
 class SearchRequest(BaseModel):
     """A search: any mix of photo, words and "like product X", within a filter."""
 
@@ -68,10 +87,18 @@ class SearchRequest(BaseModel):
     not_: Not = Field(default_factory=Not, alias="not")
     where: str = Field("", description="gender = 'Women' and price < 50")
     k: int = Field(12, ge=1, le=MAX_K)
+    offset: int = Field(0, ge=0, le=MAX_DEPTH, description="Hits to skip: what was shown already.")
     crop: list[float] | None = Field(None, description="[x0, y0, x1, y1] in fractions of the upright photo.")
-    weights: dict[str, float] = Field(default_factory=dict, description="photo, text, like: 1 each.")
+    weights: dict[str, float] = Field(default_factory=dict, description="photo, text, like, colour: 1 each.")
     lexical: float = Field(0.0, ge=0, le=1, description="Share of word matching over titles and attributes.")
     pure: bool = Field(False, description="The plain order of the photo vectors.")
+    colour: str = Field("", description="#rrggbb: what the garment should have.", examples=["#c81e3a"])
+    feedback: Votes = Field(
+        default_factory=lambda: Votes(), description="Hits found good or bad: they move the answer."
+    )
+    fold: bool = Field(False, description="Near-duplicates go under the first of them.")
+    diversity: float = Field(0.0, ge=0, le=1, description="Keeps hits apart.")
+    sort: str = Field("", description="A column that the best 200 hits are ordered by; -column for the largest first.")
 
     def query(self, upload: bytes | None = None) -> types.Query:
         """As the rest of Lookalike knows it. Raises UsageError where the image is not base64."""
@@ -84,7 +111,8 @@ class SearchRequest(BaseModel):
         return types.Query(
             image=image, text=self.text, like=_several(self.like), not_text=_several(self.not_.text),
             not_like=_several(self.not_.like), where=self.where, k=self.k, crop=self.crop, weights=self.weights,
-            lexical=self.lexical, pure=self.pure,
+            lexical=self.lexical, pure=self.pure, colour=self.colour, up=_several(self.feedback.up),
+            down=_several(self.feedback.down), fold=self.fold, diversity=self.diversity, sort=self.sort, offset=self.offset,
         )  # fmt: skip
 
 
@@ -203,8 +231,10 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
             return {
                 "hits": [h.to_json() for h in found.hits],
                 "total": found.total,
+                "more": found.more,
                 "facets": _facets(catalog, query.where)["facets"],
                 "no_good_match": found.no_good_match,
+                "corrected": dict(found.corrected),
                 "took_ms": round(found.took_ms, 2),
             }
 
@@ -212,12 +242,12 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
 
     schema = SearchRequest.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
-    schema["properties"]["not"] = Not.model_json_schema()
+    comparing = threading.Lock()
+    schema["properties"] |= {"not": Not.model_json_schema(), "feedback": Votes.model_json_schema()}
     contents = {t: {"schema": schema} for t in ("application/json", "multipart/form-data")}
 
-    @app.post("/api/search", openapi_extra={"requestBody": {"content": contents}})
-    async def search(request: Request) -> dict[str, Any]:
-        """Search by photo, words, likes, or several at once; multipart (image as a file) or JSON (image as base64)."""
+    async def upload_of(request: Request) -> tuple[dict[str, Any], bytes | None]:
+        """Fields and photo of a body, JSON (image as base64) or a form (image as a file)."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == "application/json":
             try:
@@ -226,7 +256,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
                 raise UsageError(f"the body is not JSON ({error})") from None
             if not isinstance(fields, dict):
                 raise UsageError("the body must be a JSON object")
-            return await answer(fields, None)
+            return fields, None
         if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
             raise HTTPException(415, f"{kind or 'no content type'}: send multipart/form-data or application/json")
         async with request.form(max_files=1, max_fields=200) as form:
@@ -237,7 +267,13 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
                         raise UsageError(f"a file in the field {name!r}; a photo goes into the field image")
                     upload = await value.read()
             pairs = [(k, v) for k, v in form.multi_items() if isinstance(v, str)]
-        return await answer(_fields(pairs), upload)
+        return _fields(pairs), upload
+
+    @app.post("/api/search", openapi_extra={"requestBody": {"content": contents}})
+    async def search(request: Request) -> dict[str, Any]:
+        """Search by photo, words, likes, or several at once; multipart (image as a file) or JSON (image as base64)."""
+        fields, upload = await upload_of(request)
+        return await answer(fields, upload)
 
     @app.get("/api/search")
     async def search_by_address(
@@ -248,9 +284,59 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
         k: Annotated[int, Query(ge=1, le=MAX_K)] = 12,
         lexical: Annotated[float, Query(ge=0, le=1)] = 0.0,
         pure: bool = False,
+        colour: str = "",
+        fold: bool = False,
+        diversity: Annotated[float, Query(ge=0, le=1)] = 0.0,
+        sort: str = "",
+        offset: Annotated[int, Query(ge=0, le=MAX_DEPTH)] = 0,
     ) -> dict[str, Any]:
-        """The same search without an upload; ``not`` and ``weights`` are written as JSON."""
+        """The same search without an upload; ``not``, ``weights`` and ``feedback`` are written as JSON."""
         return await answer(_fields(request.query_params.multi_items()), None)
+
+    tag_schema = {
+        "type": "object", "required": ["image"],
+        "properties": {name: schema["properties"][name] for name in ("image", "crop")},
+    }  # fmt: skip
+    tag_contents = {t: {"schema": tag_schema} for t in ("application/json", "multipart/form-data")}
+
+    @app.post("/api/tag", openapi_extra={"requestBody": {"content": tag_contents}})
+    async def tag(request: Request) -> dict[str, Any]:
+        """Attributes of any photo with their confidence, where the garment lies, and its colours; fields: image, crop."""
+        fields, upload = await upload_of(request)
+        try:
+            query = SearchRequest.model_validate(fields).query(upload)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        if query.image is None:
+            raise UsageError("no photo; send it in the field image")
+        return await run_in_threadpool(catalog.tag, query.image, query.crop, refresh=False)
+
+    pairs: dict[tuple[int, float, str], list[dict[str, Any]]] = {}
+
+    @app.get("/api/duplicates")
+    def duplicates(
+        threshold: Annotated[float, Query(ge=0.9, le=1)] = NEAR_DUPLICATE,
+        where: str = "",
+        k: Annotated[int, Query(ge=1, le=MAX_K)] = 50,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> dict[str, Any]:
+        """Groups of products whose photos show the same. The first call of a catalog version compares all pairs."""
+        key = (catalog.snapshot(refresh=False).version, threshold, where)
+        with comparing:  # one at a time: it takes all cores
+            if key not in pairs:
+                if len(pairs) > 8:
+                    pairs.clear()
+                pairs[key] = catalog.duplicates(threshold, where=where, refresh=False)
+        return {"groups": pairs[key][offset : offset + k], "total": len(pairs[key])}
+
+    @app.post("/api/feedback", status_code=204)
+    def vote(body: Vote) -> Response:
+        """Keep that a hit was found good or bad, without anything that tells who found it so."""
+        if not feedback.wanted():
+            raise HTTPException(409, "votes are not kept here (LOOKALIKE_FEEDBACK=off)")
+        catalog.snapshot(refresh=False).product(body.product)
+        feedback.keep(catalog.store.directory, feedback.vote(body.product, body.vote, body.query))
+        return Response(status_code=204)
 
 
 def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
@@ -315,6 +401,7 @@ def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
         """What the catalog holds, what the encoder can, and what the caller may do."""
         found = catalog.status(refresh=False)
         found.pop("catalog")  # a path of this machine
+        found["feedback"] = feedback.wanted()
         encoder = {"name": catalog.encoder.name, "id": catalog.encoder.id, "dim": catalog.encoder.dim}
         found["encoder"] = {**encoder, "text": catalog.encoder.reads_text}
         if Path(catalog.encoder.name).is_absolute():
@@ -363,7 +450,7 @@ def _fields(pairs: list[tuple[str, str]]) -> dict[str, Any]:
         elif name == "image":
             if value:
                 raise UsageError("image must be a file part")
-        elif name in ("not", "weights", "crop"):
+        elif name in ("not", "weights", "crop", "feedback"):
             try:
                 out[name] = decoded(name, value)
             except ValueError as error:

@@ -38,6 +38,13 @@ SEARCHES: dict[str, Any] = {
     "like": {"summary": "Like a product, but in red", "value": {"like": "p01", "text": "red", "k": 24}},
     "not": {"summary": "Not like this", "value": {"text": "dress", "not": {"text": "flowers", "like": ["p07"]}}},
 }
+ANSWERS: dict[str, type[BaseModel]] = {
+    "/api/search": schemas.SearchAnswer,
+    "/api/tag": schemas.TagAnswer,
+    "/api/duplicates": schemas.DuplicatesAnswer,
+}
+"""Of routes whose answers are not checked again on their way out, for speed."""
+
 PUTS: dict[str, Any] = {
     "/api/products": {
         "products": [
@@ -69,7 +76,7 @@ def describe(app: FastAPI) -> None:
 def _whole(description: dict[str, Any]) -> dict[str, Any]:
     parts = description.setdefault("components", {})
     known = parts.setdefault("schemas", {})
-    named: list[type[BaseModel]] = [schemas.Problem, schemas.SearchAnswer, schemas.ProductsPut, schemas.ProductFields]
+    named: list[type[BaseModel]] = [schemas.Problem, schemas.ProductsPut, schemas.ProductFields, *ANSWERS.values()]
     _, made = models_json_schema([(m, "validation") for m in named], ref_template="#/components/schemas/{model}")
     for name, schema in made["$defs"].items():
         known.setdefault(name, schema)
@@ -97,26 +104,27 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> None:
         operation["security"] = [{"bearer": []}, {"header": []}, *([] if scope == "write" else [{}])]
     if path.startswith("/api/"):
         codes += [400, 404, 422, 429, 503]
-    if path == "/api/index":
+    if path in ("/api/index", "/api/feedback"):
         codes += [409]
     if path == "/readyz":
         codes += [503]
-    if "requestBody" in operation or path == "/api/search":
-        codes += [408, 413, 415] if method in ("POST", "PUT") else []
+    if "requestBody" in operation:
+        codes += [408, 413, 415]
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for code in sorted(set(codes)):
         answers[str(code)] = {"description": REFUSALS.get(code, "Too slow."), "content": problem}
-    if path == "/api/search":
-        answers["200"]["content"] = {"application/json": {"schema": {"$ref": "#/components/schemas/SearchAnswer"}}}
-        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-            if kind == "application/json":
-                content["examples"] = SEARCHES
-            else:  # the same fields, but the photo is a file
-                fields = {**content["schema"]["properties"], "image": {"type": "string", "format": "binary"}}
-                content["schema"] = {**content["schema"], "properties": fields}
+    if path in ANSWERS:
+        schema = {"$ref": f"#/components/schemas/{ANSWERS[path].__name__}"}
+        answers["200"]["content"] = {"application/json": {"schema": schema}}
+    contents = operation.get("requestBody", {}).get("content", {})
+    if path == "/api/search" and contents:
+        contents["application/json"]["examples"] = SEARCHES
+    form = contents.get("multipart/form-data")
+    if form and "image" in form["schema"].get("properties", {}):  # the same fields, but the photo is a file
+        fields = {**form["schema"]["properties"], "image": {"type": "string", "format": "binary"}}
+        form["schema"] = {**form["schema"], "properties": fields}
     if method == "PUT" and path in PUTS:
-        operation["requestBody"]["content"]["application/json"]["example"] = PUTS[path]
-        form = operation["requestBody"]["content"].get("multipart/form-data")
+        contents["application/json"]["example"] = PUTS[path]
         if form:
             form["schema"] = {
                 "type": "object",

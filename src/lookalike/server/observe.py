@@ -63,7 +63,11 @@ class Meter(Collector):
         )
         self.requests = Counter("lookalike_requests", "Answers.", ["method", "route", "status"], registry=made)
         self.stages = Histogram(
-            "lookalike_stage_seconds", "Time of a stage of the work.", ["stage"], buckets=BUCKETS, registry=made
+            "lookalike_stage_seconds",
+            "Time of a stage of the work, in all of a request.",
+            ["stage"],
+            buckets=BUCKETS,
+            registry=made,
         )
         self.running = Gauge("lookalike_requests_running", "Requests that are being answered.", registry=made)
         self.limited = Counter("lookalike_rate_limited", "Requests over the rate limit (429).", registry=made)
@@ -112,7 +116,6 @@ class Observe:
 
         def tell(stage: str, seconds: float) -> None:
             took[stage] = took.get(stage, 0.0) + seconds
-            self.meter.stages.labels(stage).observe(seconds)
 
         stages.observer.set(tell)
         method, path = scope["method"], scope["path"]
@@ -157,6 +160,8 @@ class Observe:
         method = method if method in METHODS else "OTHER"
         self.meter.seconds.labels(method, route).observe(seconds)
         self.meter.requests.labels(method, route, str(status)).inc()
+        for stage, spent in took.items():
+            self.meter.stages.labels(stage).observe(spent)
         if access.isEnabledFor(logging.INFO):
             fields = {
                 "method": method, "route": route, "status": status, "ms": round(seconds * 1000, 2),

@@ -33,7 +33,7 @@ class Why(BaseModel):
 
 
 class Folded(BaseModel):
-    """A near-duplicate that stands under a hit."""
+    """A near-duplicate."""
 
     id: str
     photo: str
@@ -94,6 +94,50 @@ class SearchAnswer(BaseModel):
     took_ms: float
 
 
+class TagValue(BaseModel):
+    """A value and how sure it is, 0 … 1."""
+
+    value: Value
+    confidence: float
+
+
+class Tag(BaseModel):
+    """What a column would say of the photo, the likeliest value first."""
+
+    column: str
+    role: str | None
+    values: list[TagValue]
+
+
+class Colour(BaseModel):
+    """A colour of the garment and its share."""
+
+    hex: str = Field(examples=["#1f2a44"])
+    share: float
+
+
+class TagAnswer(BaseModel):
+    """What can be said of a photo."""
+
+    tags: list[Tag]
+    box: list[float] | None = Field(description="Where the garment is, [x0, y0, x1, y1] in fractions; null if unclear.")
+    colours: list[Colour]
+
+
+class Duplicates(BaseModel):
+    """Products whose photos show the same; ``score`` is their cosine."""
+
+    score: float
+    products: list[Folded]
+
+
+class DuplicatesAnswer(BaseModel):
+    """Groups of near-duplicates."""
+
+    groups: list[Duplicates]
+    total: int
+
+
 class FacetsAnswer(BaseModel):
     """Counts."""
 
@@ -145,6 +189,8 @@ class StatusAnswer(BaseModel):
     drawn: bool = Field(description="Drawings, not photos.")
     encoder: EncoderAnswer
     columns: list[Column]
+    feedback: bool = Field(False, description="Whether votes are kept.")
+    colours: bool = Field(False, description="Whether the catalog knows its garments' colours.")
     scopes: list[str] = Field(examples=[["search"]])
 
 

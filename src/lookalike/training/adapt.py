@@ -32,9 +32,10 @@ from lookalike.encoders.onnx import OnnxEncoder
 from lookalike.errors import ImageError, InputError
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import encode_texts, summary
+from lookalike.indexes.lexical import singular
 from lookalike.sources import Source
 from lookalike.training import checkpoint
-from lookalike.training.builtin import augment, contrast, fast_bfloat16, padded, singular
+from lookalike.training.builtin import augment, contrast, fast_bfloat16, padded
 from lookalike.training.towers import Conv, PhotoTower, TextTower
 
 LEAST = 100

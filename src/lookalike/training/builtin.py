@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lookalike.errors import InputError, UsageError
+from lookalike.indexes.lexical import singular
 from lookalike.training import checkpoint
 from lookalike.training.data import HEADS, FashionData, load, thesaurus
 from lookalike.training.pretrained import load_mobilenet, tokenizer_of, word_piece_table
@@ -172,14 +173,6 @@ class Texts:
         """A kind of garment of the clothing dataset, in its own word or in the catalogue's or a synonym of that."""
         known = STREET_WORDS.get(name)
         return self.tokens(self.word(known, rng) if known and rng.random() < 0.6 else name)
-
-
-def singular(noun: str) -> str:
-    """An English plural's singular, near enough for names of garments."""
-    for plural, one in (("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("ies", "y"), ("ss", "ss"), ("s", "")):
-        if noun.endswith(plural):
-            return noun[: -len(plural)] + one
-    return noun
 
 
 def padded(tokens: list[list[int]]) -> Tensor:

@@ -1,0 +1,92 @@
+"""What visitors found good or bad, kept beside the catalog for fine-tuning: DIR/feedback.jsonl, one line a vote.
+
+A line has the product, the vote, the words and products that were asked for, and the time in whole minutes. Nothing says who
+voted, and no photo that somebody gave is kept. ``LOOKALIKE_FEEDBACK=off`` keeps nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lookalike.errors import CatalogError, InputError
+
+FILE = "feedback.jsonl"
+VOTES = ("up", "down", "none")
+MAX_WORDS = 1000
+"""Characters of a text that are kept."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """``product`` was found good (``up``) or bad (``down``) for ``text`` and ``like``; ``none`` takes an earlier vote back."""
+
+    product: str
+    vote: str
+    text: str = ""
+    like: tuple[str, ...] = ()
+    where: str = ""
+    photo: bool = False
+    time: int = 0
+
+
+def wanted() -> bool:
+    """Whether votes are kept at all."""
+    return os.environ.get("LOOKALIKE_FEEDBACK", "on").strip().lower() not in ("off", "0", "false", "no")
+
+
+def vote(product: str, vote: str, query: Mapping[str, Any]) -> Vote:
+    """A vote with what may be kept of the query; everything else of it is dropped."""
+    like = query.get("like") or ()
+    return Vote(
+        product=product,
+        vote=vote,
+        text=str(query.get("text") or "")[:MAX_WORDS],
+        like=tuple(str(i) for i in ([like] if isinstance(like, str) else like))[:20],
+        where=str(query.get("where") or "")[:MAX_WORDS],
+        photo=bool(query.get("image") or query.get("photo")),
+        time=int(time.time()) // 60 * 60,
+    )
+
+
+def keep(directory: Path, vote: Vote) -> None:
+    """Append a vote: one write, so that several servers may do it at once. Raises CatalogError where it cannot be written."""
+    line = json.dumps(asdict(vote), ensure_ascii=False) + "\n"
+    try:
+        with (directory / FILE).open("ab", buffering=0) as file:
+            file.write(line.encode())
+    except OSError as error:
+        raise CatalogError(f"{directory / FILE}: the vote cannot be kept ({error.strerror})") from error
+
+
+def read(directory: Path) -> list[Vote]:
+    """The votes that stand, in their order: of several on one product for one query the last, unless it took them back.
+
+    Raises:
+        InputError: a line is damaged, with its number. The last line may be half written and is then left out.
+    """
+    file = directory / FILE
+    try:
+        lines = file.read_text("utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from error
+    latest: dict[tuple[str, str, tuple[str, ...]], Vote] = {}
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            fields = json.loads(line)
+            found = Vote(**{**fields, "like": tuple(fields["like"])})
+            if found.vote not in VOTES:
+                raise ValueError(f"vote is {found.vote!r}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{file}, line {number}: not a vote ({error}); remove the line") from error
+        key = (found.product, found.text, found.like)
+        latest.pop(key, None)
+        latest[key] = found
+    return [v for v in latest.values() if v.vote != "none"]
