@@ -190,7 +190,8 @@ def test_a_cookie_writes_for_our_own_page_alone(catalog: lookalike.Catalog):
         client.cookies.set("lookalike_key", "secret")
         path = "/api/products/p01"
         for headers in (
-            {}, {"origin": "http://evil.example"}, {"origin": "http://testserver:3000"}, {"origin": "null"},
+            {}, {"origin": "http://evil.example"}, {"origin": "http://["}, {"origin": "testserver"},
+            {"origin": "http://testserver:3000"}, {"origin": "null"},
             {"origin": "http://testserver", "sec-fetch-site": "same-site"},
             {"origin": "http://evil.example", "sec-fetch-site": "cross-site"},
         ):  # fmt: skip
@@ -267,6 +268,13 @@ def test_origins_are_read_as_browsers_write_them(text: str, read: str | None):
     else:
         with pytest.raises(UsageError, match="an origin is wanted"):
             security.origin(text)
+
+
+def test_no_host_header_leads_past_the_key(catalog: lookalike.Catalog):
+    with served(catalog, "secret") as client:
+        for host in ("testserver/web/?", "testserver/healthz#", "x@testserver/web/", "[", "testserver/web/\\"):
+            assert client.get("/api/status", headers={"host": host}).status_code == 401, host
+            assert client.delete("/api/products/p01", headers={"host": host}).status_code == 401, host
 
 
 # Limits

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
@@ -342,7 +343,6 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
 def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
     @app.get("/api/products", response_model=schemas.ProductsAnswer)
     def products(
-        request: Request,
         response: Response,
         where: str = "",
         limit: Annotated[int, Query(ge=1, le=MAX_K)] = 24,
@@ -357,8 +357,8 @@ def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
             passing = np.arange(len(snapshot)) if mask is None else np.flatnonzero(mask)
             chosen = passing[offset : offset + limit]
             if offset + limit < len(passing):
-                following = request.url.include_query_params(offset=offset + limit)
-                response.headers["link"] = f'<{following.path}?{following.query}>; rel="next"'
+                following = urlencode({"where": where, "limit": limit, "offset": offset + limit})
+                response.headers["link"] = f'</api/products?{following}>; rel="next"'
         return {"products": [catalog.product(snapshot.ids[n], refresh=False) for n in chosen]}
 
     @app.get("/api/products/{identity:path}", response_model=schemas.ProductAnswer)

@@ -132,7 +132,7 @@ class Guard:
         except HTTPException as refusal:
             await problem(refusal.status_code, refusal.detail, refusal.headers)(scope, receive, send)
             return
-        works = request.url.path.startswith("/api/")
+        works = request.scope["path"].startswith("/api/")
         whole = "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
         deadline = anyio.current_time() + BODY_SECONDS
         seen = 0
@@ -186,7 +186,8 @@ class Guard:
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY:
             raise _too_large()
-        path, guarded = request.url.path, self.public or bool(self.keys)
+        # Not request.url: that is put together with the Host header, which may say anything.
+        path, guarded = request.scope["path"], self.public or bool(self.keys)
         if not guarded:
             host = request.headers.get("host", "")
             name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
@@ -219,10 +220,10 @@ class Guard:
 
     def _limit(self, request: Request, key: Key | None) -> None:
         """A key that writes is one integration; one that searches may stand in a page that many people have open."""
-        if not self.buckets or not request.url.path.startswith("/api/"):
+        if not self.buckets or not request.scope["path"].startswith("/api/"):
             return
         client = f"key {key.name}" if key and "write" in key.scopes else _network(request)
-        cost = 0.1 if request.url.path.startswith("/api/photos/") else 1.0  # a page shows dozens of them
+        cost = 0.1 if request.scope["path"].startswith("/api/photos/") else 1.0  # a page shows dozens of them
         wait = self.buckets.take(client, cost)
         if wait:
             self.meter.limited.inc()
@@ -237,7 +238,7 @@ class Guard:
         if not by_cookie and (sent in self.cors or "*" in self.cors):
             return True
         site = request.headers.get("sec-fetch-site")  # also right behind a proxy that changes the Host
-        return site == "same-origin" if site else urlsplit(sent).netloc == request.headers.get("host")
+        return site == "same-origin" if site else sent.partition("://")[2] == request.headers.get("host")
 
 
 def needed(method: str, path: str) -> str:
@@ -270,7 +271,7 @@ def _secret(request: Request) -> tuple[str, str]:
     given = given or request.headers.get("x-api-key", "").strip()
     if given:
         return given, "header"
-    given = request.query_params.get("key", "") if request.url.path.startswith("/api/photos/") else ""
+    given = request.query_params.get("key", "") if request.scope["path"].startswith("/api/photos/") else ""
     if given:  # an <img> on a page of another origin can send nothing else
         return given, "address"
     return request.cookies.get("lookalike_key", ""), "cookie"

@@ -36,6 +36,9 @@ OFF = "downloading is off; start with --download"
 ORPHAN_SECONDS = 3600.0
 """Age at which an upload that no product has is thrown away: a process that was killed left it."""
 
+TELL_SECONDS = 10.0
+"""Between two lines in the log on the progress of a sync."""
+
 log = logging.getLogger("lookalike")
 
 
@@ -186,7 +189,7 @@ class Sync:
         self._stop = False
         self.running = False
         self.done = self.total = self._first = 0
-        self._since = 0.0
+        self._since = self._told = 0.0
         self.report: Report | None = None
         self.error: str | None = None
 
@@ -224,9 +227,13 @@ class Sync:
             self.running = False
 
     def _progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
         if not self._since:
-            self._since, self._first = time.monotonic(), done
+            self._since, self._first, self._told = now, done, now
         self.done, self.total = done, total
+        if now - self._told > TELL_SECONDS:
+            self._told = now
+            log.info("indexing: %d of %d photos, %.0f/s", done, total, (done - self._first) / (now - self._since))
         if self._stop:
             raise Stopped
 
@@ -320,7 +327,6 @@ def routes(app: FastAPI, catalog: Catalog, writer: Writer, sync: Sync) -> None:
 
     @app.get("/api/quarantine", response_model=schemas.QuarantineAnswer)
     def quarantine(
-        request: Request,
         response: Response,
         k: Annotated[int, Query(ge=1, le=1000)] = 50,
         offset: Annotated[int, Query(ge=0)] = 0,
@@ -328,7 +334,7 @@ def routes(app: FastAPI, catalog: Catalog, writer: Writer, sync: Sync) -> None:
         """What could not be used in the last run over each source, with the reason."""
         entries = catalog.quarantine()
         if offset + k < len(entries):
-            response.headers["link"] = f'<{request.url.path}?k={k}&offset={offset + k}>; rel="next"'
+            response.headers["link"] = f'</api/quarantine?k={k}&offset={offset + k}>; rel="next"'
         items = [
             {
                 "n": n,
