@@ -426,6 +426,22 @@ def test_who_sends_slowly_takes_nobodys_place_and_is_sent_away(
         loop.close()
 
 
+def test_who_hangs_up_while_sending_is_no_bug(catalog: lookalike.Catalog, caplog: pytest.LogCaptureFixture):
+    import asyncio
+
+    caplog.set_level(logging.INFO, "lookalike")
+    loop = asyncio.new_event_loop()
+    try:
+        gone = Connection(create_app(catalog, hosts=HOSTS), loop, 100)
+        gone.piece(b'{"text', True)
+        gone.pieces.put_nowait({"type": "http.disconnect"})
+        loop.run_until_complete(gone.task)
+    finally:
+        loop.close()
+    assert gone.sent == []
+    assert [r.fields["status"] for r in caplog.records] == [499]
+
+
 # Observation
 
 

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -144,6 +145,8 @@ class Observe:
         self.meter.running.inc()
         try:
             await self.app(scope, receive, headed)
+        except ClientDisconnect:  # in the middle of sending; there is nobody to answer
+            pass
         except Exception:
             log.exception("this is a bug in lookalike; please report it with these lines (request %s)", identity)
             if status:
