@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="needs torch: pip install torch==2.13.0, the
 import torch
 from typer.testing import CliRunner
 
-from lookalike import encoders
+from lookalike import encoders, feedback
 from lookalike.cli import app
 from lookalike.errors import InputError
 from lookalike.sources import open_source
@@ -106,6 +106,30 @@ def test_held_out_products_are_whole_and_never_trained_on(table: Path, base: Pat
     held, trained = ({data.products[r] for r in np.flatnonzero(side)} for side in (data.test, ~data.test))
     assert not held & trained
     assert list(data.columns) == ["colour", "type"]
+
+
+def test_votes_teach_words_that_no_title_has(table: Path, tmp_path: Path):
+    """Visitors found red shirts good for a word of their own, and blue ones bad."""
+    rows = [r.split(",") for r in table.read_text().splitlines()[1:]]
+    votes = [
+        feedback.vote(r[0], "up" if r[3] == "red" else "down", {"text": "vintara"}) for r in rows if r[4] == "shirt"
+    ]
+    votes += [feedback.vote(rows[0][0], "up", {"like": "7"}), feedback.vote("gone", "up", {"text": "vintara"})]
+    lines: list[str] = []
+    found = adapt.main(
+        open_source(table), BUILTIN, tmp_path / "new", tmp_path / "work", SMALL, lines.append, votes=votes
+    )
+    assert f"{len(votes) - 2} votes on words; 2 on photos or on products not here teach nothing" in lines
+    name = "voted words → product, found in 10"
+    assert found["after"][name]["mean"] > found["before"][name]["mean"] + 0.2, found
+    assert any(" votes " in line for line in lines if line.startswith("step "))
+    made = encoders.load(str(tmp_path / "new"))
+    photos = {c: draw(tmp_path / f"{c}.png", c, "shirt", 1) for c in ("red", "blue")}
+    word = made.encode_texts(["vintara"])[0]
+    red, blue = (
+        made.encode_photos(made.prepare(Image.open(p).convert("RGB"))[None])[0] @ word for p in photos.values()
+    )
+    assert red > blue + 0.1
 
 
 def test_it_is_kept_where_it_is_better_and_goes_on_where_it_was(table: Path, tmp_path: Path):

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +25,7 @@ import lookalike
 from conftest import draw
 from lookalike import indexing
 from lookalike.errors import CatalogError, InputError, UsageError
-from lookalike.server import keys, observe, schemas, security
+from lookalike.server import keys, observe, schemas, security, writing
 from lookalike.server.app import create_app
 
 HOSTS = {"testserver"}
@@ -799,13 +798,14 @@ def test_batches_are_bounded_and_refused_whole(writer: TestClient, catalog: look
 
 
 def test_addresses_go_through_the_guarded_downloader(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
-    def fetch(address: str) -> bytes:
+    def fetch(address: str, allow_hosts: tuple[str, ...]) -> bytes:
+        assert allow_hosts == ("images.local",)
         if "bad" in address:
             raise InputError("the server answers 404")
         return jpeg("green")
 
-    monkeypatch.setitem(sys.modules, "lookalike.sources.web", types.SimpleNamespace(fetch=fetch))
-    with served(catalog, "secret", downloads=True) as client:
+    monkeypatch.setattr("lookalike.sources.web.fetch", fetch)
+    with served(catalog, "secret", downloads=writing.Downloads(("images.local",))) as client:
         client.headers.update(bearer("secret"))
         photos = ["https://shop.example/bad.jpg", "https://shop.example/good.jpg"]
         report = client.put("/api/products/n1", json={"photos": photos}).json()
@@ -1006,5 +1006,6 @@ def test_the_command_serves_a_source_at_once_and_logs_json(tmp_path: Path, folde
     assert any(line["message"].startswith("indexed: added=24") for line in lines)
     assert any(line.get("route") == "/api/indexing" and line["status"] == 200 for line in lines)
     assert run("serve", tmp_path / "nowhere", "--port", "0").returncode == 3
+    assert "start with --download" in run("serve", "https://shop.example/feed.xml", "--port", "0").stderr
     assert run("serve", "--catalog", tmp_path / "c", "--port", "0", "--log-format", "xml").returncode == 2
     assert run("serve", "--catalog", tmp_path / "c", "--port", "0", "--cors-origin", "shop").returncode == 2

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
     from lookalike.encoders import Encoder
     from lookalike.indexing import Progress, Report
     from lookalike.snapshot import Snapshot
+    from lookalike.sources.web import Web
 
 
 class Catalog:
@@ -158,9 +159,18 @@ class Catalog:
 
     def index(
         self, source: Any, *, roles: Mapping[str, str] | None = None, product_from: str = "photo", prune: bool = False,
-        drawn: bool = False, progress: Progress | None = None,
+        drawn: bool = False, progress: Progress | None = None, download: bool | Web = False,
     ) -> Report:  # fmt: skip
         """Bring the catalog in step with a source: a path, a DataFrame, an iterable of ``Product``, or an opened source.
+
+        Args:
+            source: also an address, with ``download``.
+            roles: role → column of a table.
+            product_from: ``photo`` or ``folder``.
+            prune: remove what the catalog has from this source and the source no longer has.
+            drawn: mark the catalog as drawings rather than photos.
+            progress: called with photos done and photos in all.
+            download: fetch what is given by its address; a ``Web`` (see ``web``) says more about how.
 
         Raises:
             InputError: the source cannot be used, or contradicts the catalog; nothing was changed.
@@ -169,11 +179,34 @@ class Catalog:
         from lookalike import indexing
         from lookalike.sources import Source, open_source
 
-        found = source if isinstance(source, Source) else open_source(source, roles, product_from)
+        web = self.web() if download is True else download or None
+        found = source if isinstance(source, Source) else open_source(source, roles, product_from, web)
         name = self.encoder.name
-        return indexing.index(
-            self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress
-        )  # fmt: skip
+        report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
+        if prune and web is not None and web.cache == self._downloads:
+            web.clean(keep=self.store.rows(["lk_path"])["lk_path"].to_pylist())
+        return report
+
+    @property
+    def _downloads(self) -> Path:
+        return self.store.directory.absolute() / "downloads"
+
+    def web(
+        self, allow_hosts: Iterable[str] = (), cache: str | Path | None = None, progress: Progress | None = None
+    ) -> Web:
+        """What fetches addresses for this catalog, guarded; see ``sources.web``.
+
+        Args:
+            allow_hosts: names of own servers that may have private addresses: ``images.local``, ``images.local:8080``.
+            cache: where fetched files are kept; ``downloads`` in the catalog's directory by default.
+            progress: called with photos fetched and photos in all.
+
+        Raises:
+            UsageError: a name of a host that is none.
+        """
+        from lookalike.sources.web import Web
+
+        return Web(cache or self._downloads, allow_hosts, progress)
 
     def put(
         self, products: Iterable[Product], *, quarantined: Sequence[Quarantined] = (),

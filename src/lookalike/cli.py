@@ -19,6 +19,7 @@ from lookalike.errors import CatalogError, InputError, LookalikeError, UsageErro
 
 if TYPE_CHECKING:
     from lookalike.catalog import Catalog
+    from lookalike.feedback import Vote
 
 app = typer.Typer(
     help="Visual search for fashion catalogues: by photo, by words, or by both.",
@@ -36,6 +37,20 @@ Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of 
 EncoderName = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
     typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="builtin, fake, or an encoder's directory."),
+]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download", envvar="LOOKALIKE_DOWNLOAD", help="Fetch sources and photos that are given as addresses."
+    ),
+]
+AllowHost = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(envvar="LOOKALIKE_ALLOW_HOST", help="HOST or HOST:PORT of your own that may have a private address."),
+]
+Cache = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(envvar="LOOKALIKE_CACHE", help="Where fetched photos are kept; by default in the catalog."),
 ]
 HERE = Path("lookalike.catalog")
 
@@ -137,12 +152,18 @@ def _roles(pairs: list[str]) -> dict[str, str]:
 
 @app.command()
 def index(
-    source: Annotated[list[str], typer.Argument(help="Folders of photos, or tables (.csv .tsv .jsonl .parquet).")],
+    source: Annotated[
+        list[str],
+        typer.Argument(help="Folders of photos, tables (.csv .tsv .jsonl .parquet), or a shop's export or feed."),
+    ],
     catalog: CatalogDir = HERE,
     encoder: EncoderName = None,
     map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
     product_from: Annotated[str, typer.Option(help="What one product is in a folder: photo or folder.")] = "photo",
     prune: Annotated[bool, typer.Option("--prune", help="Remove what is no longer in the source.")] = False,
+    download: Download = False,
+    allow_host: AllowHost = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Bring the catalog in step with product photos: adds, updates, skips what is unchanged."""
@@ -152,11 +173,19 @@ def index(
     opened = _open(catalog, encoder, must_exist=False)
     total = Report()
     roles = _roles(map_ or [])
-    sources = [open_source(s, roles, product_from) for s in source]  # what is wrong with any of them changes nothing
+    try:
+        with _progress("Downloading", as_json or not download) as progress:
+            web = opened.web(allow_host or (), cache, progress) if download else None
+            sources = [
+                open_source(s, roles, product_from, web) for s in source
+            ]  # wrong in any of them: nothing changes
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was fetched is kept, run the same command to go on", err=True)
+        raise typer.Exit(130) from None
     for one in sources:
         try:
             with _progress("Indexing", as_json) as progress:
-                report = opened.index(one, prune=prune, progress=progress)
+                report = opened.index(one, prune=prune, progress=progress, download=web or False)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was encoded is kept, run the same command to go on", err=True)
             raise typer.Exit(130) from None
@@ -171,6 +200,8 @@ def index(
     typer.echo(f"{done}, {total.quarantined} quarantined in {total.seconds:.1f} s{speed}")
     if left := sum(one.left for one in sources):
         typer.echo(f"{left} other files are no photos and were left alone")
+    if hidden := sum(one.hidden for one in sources):
+        typer.echo(f"{hidden} products that the shop does not show (drafts, hidden, archived) were left out")
     if total.quarantined:
         typer.echo(f"what could not be used, and why: lookalike quarantine --catalog {catalog}")
 
@@ -375,7 +406,9 @@ def serve(
         str, typer.Option(help="Of each client: 20/s, 600/m, off; by default off on loopback, else 20/s.")
     ] = "",
     queue: Annotated[int, typer.Option(help="Requests at work or waiting; more get 503.", min=1)] = 256,
-    download: Annotated[bool, typer.Option("--download", help="Products may be put with addresses of photos.")] = False,
+    download: Download = False,
+    allow_host: AllowHost = None,
+    cache: Cache = None,
     log_format: Annotated[str, typer.Option(help="json or text; by default text on a terminal.")] = "",
 ) -> None:
     """Serve the search page and the HTTP interface."""
@@ -383,12 +416,14 @@ def serve(
     from lookalike.server.keys import Keys
 
     with listen(host, port, Keys(catalog, api_key)) as socket:
-        if source is not None and not Path(source).expanduser().exists():  # the rest is read in the background
+        if source is not None and "://" in source and not download:  # the rest is found out in the background
+            raise InputError(f"{source}: an address; downloading is off, start with --download")
+        if source is not None and "://" not in source and not Path(source).expanduser().exists():
             raise InputError(f"{source}: no such file or folder")
         opened = _open(catalog, encoder, must_exist=source is None)
         run(
             opened, socket, api_key, cors=cors_origin or (), rate=rate_limit, queue=queue, source=source,
-            downloads=download, log_format=log_format,
+            downloads=(tuple(allow_host or ()), cache) if download else None, log_format=log_format,
         )  # fmt: skip
 
 
@@ -542,6 +577,10 @@ def train_adapt(
     work: Annotated[Path, typer.Option(help="Checkpoint; a second run goes on from here.")] = Path("work"),
     epochs: Annotated[float, typer.Option(help="Times through the photos.", min=0.01)] = 6.0,
     map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Learn from the votes that the catalog's visitors gave, too.")
+    ] = False,
+    catalog: CatalogDir = HERE,
     as_json: Json = False,
 ) -> None:
     """Fine-tune the built-in model on your own catalogue; the old one stays where the new one is not better."""
@@ -558,7 +597,9 @@ def train_adapt(
         raise UsageError(f"--encoder {encoder}: only builtin and exported directories can be adapted")
     opened = open_source(source, _roles(map_ or []))
     options = adapt.Options(epochs=epochs)
-    found = adapt.main(opened, base.directory, out, work, options, lambda line: typer.echo(line, err=True))
+    votes = _votes(catalog) if feedback else []
+    say = lambda line: typer.echo(line, err=True)  # noqa: E731
+    found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -572,6 +613,16 @@ def train_adapt(
         typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
     else:
         typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+def _votes(catalog: Path) -> list[Vote]:
+    """A catalog's votes. Raises InputError where there are none."""
+    from lookalike.feedback import read
+
+    found = read(_open(catalog).store.directory)
+    if not found:
+        raise InputError(f"{catalog}: nobody has voted there yet; leave --feedback out, or give its --catalog")
+    return found
 
 
 Beside = Annotated[

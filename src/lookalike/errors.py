@@ -8,6 +8,7 @@
     │   │   ├── NotAnImage                              not one of the formats that are read
     │   │   ├── ImageTruncated                          begins like an image, cannot be decoded to its end
     │   │   └── ImageTooLarge                  413      too many bytes or pixels; refused before decoding
+    │   ├── FetchError              3          422      an address that may not be fetched, or does not answer
     │   └── EncoderMismatch         3          409      vectors of another encoder
     ├── NotFound                    3          404      no such product or photo
     └── CatalogError                4          503      the catalog cannot be opened, written or trusted
@@ -60,6 +61,10 @@ class ImageTooLarge(ImageError):
     """Too many bytes or pixels; refused before it is decoded."""
 
     status = 413
+
+
+class FetchError(InputError):
+    """An address that may not be fetched, or does not give what it should."""
 
 
 class EncoderMismatch(InputError):

@@ -148,6 +148,11 @@ def remains(path: str | Path) -> Image.Image:
         raise NotAnImage(f"nothing of the file can be shown ({_printable(str(error))[:200]})") from error
 
 
+def is_photo(start: bytes) -> bool:
+    """Whether a file that begins so (32 bytes do) is of a format that is read; it may still be broken."""
+    return bool(_SIGNATURE.match(start))
+
+
 def digest(data: bytes) -> str:
     """Content digest of a photo's file: the first 32 hex characters of its SHA-256.
 

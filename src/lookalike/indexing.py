@@ -240,6 +240,11 @@ class _Run:
                 continue
             product = self._usable(product, label)
             for position, photo in enumerate(product.photos):
+                if str(photo) in self.source.unfetched:
+                    reason = self.source.unfetched[str(photo)]
+                    self.quarantined.append(Quarantined(f"{label}, id {product.id}: {photo}", reason))
+                    self.broken.add(product.id)
+                    continue
                 path = os.path.abspath(photo)
                 try:
                     path.encode()
@@ -340,7 +345,10 @@ class _Run:
         try:
             for read in self._read_ahead(todo, workers):
                 if read.reason:
-                    self.quarantined.append(Quarantined(read.photo.path, read.reason))
+                    path, product = read.photo.path, read.photo.product
+                    address = self.source.files.get(path)
+                    item = f"{product.where or product.id}, id {product.id}: {address}" if address else path
+                    self.quarantined.append(Quarantined(item, read.reason))
                 elif read.photo.known == read.digest and read.photo.key not in changed:
                     batch.add(read, self._vector(read.digest))  # only touched: its new time is worth keeping
                     self.report.unchanged += 1

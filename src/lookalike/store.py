@@ -5,6 +5,7 @@
     DIR/quarantine.json   what could not be used, and why; replaced whole
     DIR/uploads/          photos that came over HTTP, named by their digests
     DIR/keys.json         API keys, as hashes (``server.keys``)
+    DIR/downloads/        photos fetched from the web (``sources/web.py``)
     DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who
 
 Knows nothing of images, encoders or searches. Lance itself never calls fsync, and two writers can duplicate keys: each
@@ -114,7 +115,12 @@ class Store:
 
     def _foreign(self) -> Iterator[Path]:
         ours = {"writer.lock", "writer.json", "quarantine.json", "catalog.json.part", "photos.lance", "uploads"}
-        ours |= {"keys.json", "keys.json.part", "keys.lock"}  # keys may be made before the first photo is there
+        ours |= {
+            "downloads",
+            "keys.json",
+            "keys.json.part",
+            "keys.lock",
+        }  # keys may be made before the first photo is there
         return (p for p in self.directory.iterdir() if p.name not in ours)
 
     @property

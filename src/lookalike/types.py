@@ -28,8 +28,8 @@ ImageInput = str | Path | bytes
 class Product:
     """What a shop sells: an id, a title, attributes and one or more photos.
 
-    ``photos`` are paths of image files; their order is the order of the shop. ``where`` says which file and row the
-    product came from, for messages.
+    ``photos`` are paths of image files, or http(s) addresses; their order is the order of the shop. ``where`` says which
+    file and row the product came from, for messages.
     """
 
     id: str

@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import socket as sockets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -54,7 +55,8 @@ def listen(host: str, port: int, keys: object) -> Iterator[sockets.socket]:
 
 def run(
     catalog: Catalog, socket: sockets.socket, api_key: str = "", *, cors: Sequence[str] = (), rate: str = "",
-    queue: int = 0, source: str | None = None, downloads: bool = False, log_format: str = "",
+    queue: int = 0, source: str | None = None,
+    downloads: tuple[tuple[str, ...], Path | None] | None = None, log_format: str = "",
 ) -> None:  # fmt: skip
     """Serve until interrupted; the arguments are those of ``app.create_app``, as they are typed.
 
@@ -65,6 +67,7 @@ def run(
 
     from lookalike.server import observe, security
     from lookalike.server.app import create_app
+    from lookalike.server.writing import Downloads
 
     public = not _loopback(socket.getsockname())
     if log_format not in ("", "json", "text"):
@@ -72,7 +75,7 @@ def run(
     app = create_app(
         catalog, api_key, public=public, cors=tuple(security.origin(o) for o in cors),
         rate=security.Rate.parse(rate or ("20/s" if public else "off")), queue=queue or security.QUEUE,
-        source=source, downloads=downloads,
+        source=source, downloads=Downloads(*downloads) if downloads is not None else None,
     )  # fmt: skip
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

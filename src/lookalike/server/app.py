@@ -120,7 +120,7 @@ class SearchRequest(BaseModel):
 def create_app(
     catalog: Catalog, api_key: str = "", hosts: set[str] | None = None, *, public: bool = False,
     cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE, source: str | None = None,
-    downloads: bool = False,
+    downloads: writing.Downloads | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application over one catalog.
 
@@ -133,10 +133,10 @@ def create_app(
         rate: of each client's requests, or None.
         queue: requests that may be at work or wait; more are sent away with 503.
         source: brought in step with when the server starts, in the background, and whenever it is asked to.
-        downloads: whether products may be put with addresses of photos.
+        downloads: how addresses, of SOURCE or of photos that are put, are fetched; None where they are not.
     """
     meter, keys = Meter(catalog), Keys(catalog.store.directory, api_key)
-    sync, writer = writing.Sync(catalog, source), writing.Writer(catalog, downloads)
+    sync, writer = writing.Sync(catalog, source, downloads), writing.Writer(catalog, downloads)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from lookalike.indexing import Report, upload_item
 from lookalike.server import schemas
 from lookalike.server.observe import problem
 from lookalike.server.security import decoded
+from lookalike.sources import web
 from lookalike.types import Product, Quarantined
 
 OFF = "downloading is off; start with --download"
@@ -52,10 +52,18 @@ class Given:
     photos: list[bytes | str] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """How addresses are fetched: hosts of one's own that may be private, and where files are kept (see ``Catalog.web``)."""
+
+    allow_hosts: tuple[str, ...] = ()
+    cache: Path | None = None
+
+
 class Writer:
     """Writes to one catalog, one request after the other."""
 
-    def __init__(self, catalog: Catalog, downloads: bool = False):
+    def __init__(self, catalog: Catalog, downloads: Downloads | None = None):
         self.catalog, self.downloads = catalog, downloads
         self.uploads = catalog.store.directory.absolute() / "uploads"
         self._lock = threading.Lock()
@@ -127,10 +135,10 @@ class Writer:
     def _load(self, one: Given, n: int, photo: bytes | str, problems: list[Quarantined]) -> bytes | None:
         if isinstance(photo, bytes):
             return photo
-        if not self.downloads:
+        if self.downloads is None:
             raise InputError(f"{one.id}, photo {n + 1} is an address: {OFF}")
         try:
-            return download(photo)
+            return web.fetch(photo, allow_hosts=self.downloads.allow_hosts)
         except InputError as error:
             problems.append(Quarantined(upload_item(one.id, f"photo {n + 1}"), str(error)))
             return None
@@ -161,20 +169,6 @@ class Writer:
         return path
 
 
-def download(address: str) -> bytes:
-    """The photo at an http(s) address, by the guarded downloader.
-
-    Raises:
-        InputError: it cannot be had, or must not be asked for.
-    """
-    try:
-        web = importlib.import_module("lookalike.sources.web")
-    except ModuleNotFoundError:
-        raise InputError(OFF) from None
-    content: bytes = web.fetch(address)
-    return content
-
-
 class Stopped(Exception):
     """The server ends; what is encoded is kept."""
 
@@ -182,8 +176,8 @@ class Stopped(Exception):
 class Sync:
     """The sync with SOURCE: in a thread of its own, one at a time; stopped or killed, the next one goes on."""
 
-    def __init__(self, catalog: Catalog, source: str | None):
-        self.catalog, self.source = catalog, source
+    def __init__(self, catalog: Catalog, source: str | None, downloads: Downloads | None = None):
+        self.catalog, self.source, self.downloads = catalog, source, downloads
         self._state = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = False
@@ -211,7 +205,13 @@ class Sync:
 
     def _run(self) -> None:
         try:
-            report = self.catalog.index(self.source, progress=self._progress)
+            fetched = self.downloads
+            with contextlib.ExitStack() as stack:
+                fetching: web.Web | bool = False
+                if fetched is not None:
+                    made = self.catalog.web(fetched.allow_hosts, fetched.cache, self._downloading)
+                    fetching = stack.enter_context(contextlib.closing(made))
+                report = self.catalog.index(self.source, progress=self._progress, download=fetching)
             self.report = report
             counts = " ".join(f"{name}={value}" for name, value in report.to_json().items())
             log.info("indexed: %s", counts)
@@ -225,6 +225,10 @@ class Sync:
             log.exception("indexing failed; this is a bug in lookalike, please report it with these lines")
         finally:
             self.running = False
+
+    def _downloading(self, done: int, total: int) -> None:
+        if self._stop:
+            raise Stopped
 
     def _progress(self, done: int, total: int) -> None:
         now = time.monotonic()

@@ -1,17 +1,22 @@
-"""Where products come from: a folder of photos, a table, a known dataset's layout, or Python objects.
+"""Where products come from: a folder of photos, a table, a shop's export, a known dataset's layout, or Python objects.
 
 A source is read whole before anything is written, so that what is wrong with it changes nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lookalike.errors import InputError, UsageError
 from lookalike.types import Product, Quarantined
+
+if TYPE_CHECKING:
+    from lookalike.sources.web import Web
 
 ROLES = ("id", "title", "image", "category", "colour", "gender", "price")
 
@@ -20,9 +25,10 @@ ROLES = ("id", "title", "image", "category", "colour", "gender", "price")
 class Source:
     """Products in order, what could not be used of them, and what the columns mean.
 
-    ``key`` names the source for ``--prune``; ``roles`` maps a role to a column; ``left`` counts files that are no photos.
+    ``key`` names the source for ``--prune``; ``roles`` maps a role to a column; ``left`` counts files that are no photos,
+    ``hidden`` products that the shop itself does not show (drafts).
     What is there but cannot be read just now must not be pruned: ``broken`` has the ids of such products, ``unreadable``
-    the folders.
+    the folders. ``files`` says which address a fetched file came from, ``unfetched`` why one could not be fetched.
     """
 
     key: str
@@ -30,32 +36,69 @@ class Source:
     roles: dict[str, str] = field(default_factory=dict)
     quarantined: list[Quarantined] = field(default_factory=list)
     left: int = 0
+    hidden: int = 0
     broken: set[str] = field(default_factory=set)
     unreadable: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    unfetched: dict[str, str] = field(default_factory=dict)
 
 
-def open_source(what: Any, roles: Mapping[str, str] | None = None, product_from: str = "photo") -> Source:
+def open_source(
+    what: Any, roles: Mapping[str, str] | None = None, product_from: str = "photo", web: Web | None = None
+) -> Source:
     """Read a source whole.
 
     Args:
-        what: a path of a folder or table, a pandas-like DataFrame, or an iterable of ``Product``.
+        what: a path of a folder, a table or a shop's export, the address of one, a pandas-like DataFrame, or an iterable of
+            ``Product``.
         roles: which columns of a table are ``id``, ``title``, ``image`` …, where their names do not say it.
         product_from: ``photo`` (each photo of a folder is a product) or ``folder`` (each folder is one).
+        web: fetches what is given by its address; without it nothing is fetched.
 
     Raises:
-        InputError: nothing usable is there; the message says what was looked for.
+        InputError: nothing usable is there, or it has addresses and there is no ``web``; the message says what was looked
+            for.
         UsageError: an unknown role, or an option that is not for this kind of source.
     """
-    from lookalike.sources import folder, table
-
     unknown = sorted(set(roles or {}) - set(ROLES))
     if unknown:
         raise UsageError(f"--map {unknown[0]}=…: no such role; the roles are {', '.join(ROLES)}")
     if product_from not in ("photo", "folder"):
         raise UsageError(f"--product-from {product_from}: choose photo or folder")
+    source = _read(what, roles, product_from, web)
+    first = next((str(p) for product in source.products for p in product.photos if is_address(p)), "")
+    if first and web is None:
+        raise InputError(f"{source.key}: its photos are addresses (the first: {first}). {_NOT_ASKED}")
+    if first and web is not None:
+        web.photos(source)
+    return source
+
+
+_NOT_ASKED = (
+    "Nothing is fetched from the web unless you ask for it: add --download (in Python download=True), or set "
+    "LOOKALIKE_DOWNLOAD=1"
+)
+
+
+def is_address(name: object) -> bool:
+    """Whether a photo's or a source's name is an address (``scheme://…``) rather than a path."""
+    return isinstance(name, str) and bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name))
+
+
+def _read(what: Any, roles: Mapping[str, str] | None, product_from: str, web: Web | None) -> Source:
+    from lookalike.sources import folder, table
+
+    if is_address(what):
+        if web is None:
+            raise InputError(f"{what}: an address. {_NOT_ASKED}")
+        if product_from == "folder":
+            raise UsageError(f"--product-from is for folders of photos, {what} is an address; leave it out")
+        file = web.source(what)
+        try:
+            return table.read(file, roles, key=what, name=Path(urlsplit(what).path).name or what, base=what)
+        except InputError as error:
+            raise InputError(str(error).replace(str(file), what)) from error
     if isinstance(what, (str, Path)):
-        if "://" in str(what):
-            raise InputError(f"{what}: an address; download it first and give the local path")
         path = _existing(Path(what).expanduser())
         kaggle = (path / "styles.csv").is_file() and (path / "images").is_dir()
         if product_from == "folder" and (kaggle or path.is_file()):
@@ -103,7 +146,7 @@ def from_products(what: Iterable[Product]) -> Source:
         if isinstance(product.photos, (str, Path)):
             product = replace(product, photos=[product.photos])
         if not all(isinstance(p, (str, Path)) for p in product.photos):
-            raise InputError(f"item {n}, id {product.id}: photos must be paths of files")
+            raise InputError(f"item {n}, id {product.id}: photos must be paths of files, or addresses")
         if not all(isinstance(name, str) for name in product.attributes):
             raise InputError(f"item {n}, id {product.id}: the names of attributes must be text")
         seen.add(product.id)

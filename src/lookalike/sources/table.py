@@ -1,9 +1,13 @@
-"""Tables of products: CSV, TSV, JSONL, Parquet. One row per photo, or one per product with several photos in a cell."""
+"""Tables of products: CSV, TSV, JSONL, Parquet. One row per photo, or one per product with several photos in a cell.
+
+What a shop's export looks like is told in ``shops.py``, which brings it into the form of such a table.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
+import html
 import json
 import math
 import os
@@ -11,9 +15,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from lookalike.errors import InputError
-from lookalike.sources import Source
+from lookalike.sources import Source, is_address
 from lookalike.types import Product, Quarantined, Value
 
 NAMES = {
@@ -22,7 +27,7 @@ NAMES = {
     "id": "id productid itemid sku articleid asin uid handle code productcode",
     "title": "title name productname producttitle productdisplayname displayname itemname label description",
     "category": "category articletype producttype type subcategory mastercategory productcategory class",
-    "colour": "colour color basecolour basecolor colourname colorname",
+    "colour": "colour color basecolour basecolor colourname colorname farbe couleur kleur colore",
     "gender": "gender sex",
     "price": "price saleprice listprice currentprice amount",
 }
@@ -30,30 +35,54 @@ NAMES = {
 
 MISSING = {"", "NA", "N/A", "NaN", "nan", "null", "NULL"}
 SEVERAL = re.compile(r"\s*[|;]\s*")
+SEVERAL_ADDRESSES = re.compile(r"[\s|;,]+(?=https?://)", re.IGNORECASE)
+MAX_CELL = 16 * 2**20
+"""Characters of one cell: descriptions with pictures in them are far longer than the 131,072 of Python's reader."""
+
+_WITHOUT_SCHEME = re.compile(r"//[\w-]+(\.[\w-]+)+(:\d+)?/")
 FOLDERS = ("", "images", "photos", "img")
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG")
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?")
 
 
-def read(path: Path, roles: Mapping[str, str] | None = None, key: str = "", image_from_id: str = "") -> Source:
+def read(
+    path: Path, roles: Mapping[str, str] | None = None, key: str = "", image_from_id: str = "", name: str = "",
+    base: str = "",
+) -> Source:  # fmt: skip
     """Read a table; image paths are looked up beside it (and in ``images/``, ``photos/``, with or without suffix).
 
     Args:
-        path: .csv, .tsv, .jsonl, .ndjson or .parquet.
+        path: .csv, .tsv, .jsonl, .ndjson or .parquet, or a shop's export or feed.
         roles: role → column, where the usual names do not tell.
         key: names the source; the path by default.
         image_from_id: a folder whose files are named by the products' ids, for tables without an image column.
+        name: of the file in messages; that of ``path`` by default.
+        base: the address that the table came from. Its photos are then addresses, too, and never files of this machine.
 
     Raises:
         InputError: unreadable, empty, no image column, or rows of one id that contradict each other.
     """
-    suffix = path.suffix.lower()
+    from lookalike.sources import shops
+
     readers = {".csv": _csv, ".txt": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    if suffix not in readers:
-        raise InputError(f"{path}: not a folder and not a table (.csv, .tsv, .jsonl, .parquet); give one of those")
+    name, key, where = name or path.name, key or str(path), base or path.parent
+    suffix = Path(name).suffix.lower()
+    if suffix not in readers and base:
+        suffix = ".csv"  # addresses need not say what they give; a feed is told by its content
     try:
+        export = shops.export(path, suffix)
+        if export is not None:
+            given = {**export.roles, **(roles or {})}
+            source = _products(name, export.columns, export.rows, given, key, where, "", export.codes)
+            source.hidden = export.hidden
+            source.quarantined += [Quarantined(f"{name}, {item}", reason) for item, reason in export.quarantined]
+            return source
+        if suffix not in readers:
+            raise InputError(
+                f"{path}: not a folder, no table (.csv, .tsv, .jsonl, .parquet) and no feed (.xml); give one of those"
+            )
         columns, rows = readers[suffix](path)
-        return _products(path.name, columns, rows, roles or {}, key or str(path), path.parent, image_from_id)
+        return _products(name, columns, rows, roles or {}, key, where, image_from_id)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -78,6 +107,7 @@ def csv_rows(path: Path, delimiter: str = "") -> tuple[list[str], Iterator[tuple
     A row with more fields than columns has them joined into the last one: Kaggle's ``styles.csv`` does not quote the
     commas of its titles, and its title comes last.
     """
+    csv.field_size_limit(max(MAX_CELL, csv.field_size_limit()))  # there is but one, for the whole process
     with path.open("rb") as start:
         head = start.read(4)
     encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
@@ -222,9 +252,13 @@ class _Photos:
 
 
 def _products(
-    table: str, columns: list[str], rows: Rows, given: Mapping[str, str], key: str, base: Path, image_from_id: str
-) -> Source:
-    """Rows → products: photos found, rows of one product joined, kinds of columns told."""
+    table: str, columns: list[str], rows: Rows, given: Mapping[str, str], key: str, base: Path | str, image_from_id: str,
+    codes: Iterable[str] = (),
+) -> Source:  # fmt: skip
+    """Rows → products: photos found, rows of one product joined, kinds of columns told (``codes`` are text in any case).
+
+    ``base`` is the folder of the table, or the address that it came from.
+    """
     if not columns:
         raise InputError(f"{table}: empty; a first line with the columns' names is wanted")
     reserved = [c for c in columns if c.startswith("lk_")]
@@ -232,7 +266,7 @@ def _products(
         raise InputError(f"{table}: the column {reserved[0]!r} begins with lk_, which is ours; rename it")
     roles = find_roles(columns, given, table)
     if image_from_id and "image" not in roles and "id" in roles:
-        base, roles["image"] = base / image_from_id, roles["id"]
+        base, roles["image"] = Path(base, image_from_id), roles["id"]
     if "image" not in roles:
         raise InputError(
             f"{table}: no column of image paths found among {', '.join(columns)}; say which: --map image=COLUMN"
@@ -242,13 +276,17 @@ def _products(
     if not count:
         raise InputError(f"{table}: no rows in it")
     kinds = _kinds([c for c in columns if c not in (roles["image"], roles.get("id"), roles.get("title"))], joined)
-    finder = _Photos(base)
+    kinds.update({c: "text" for c in codes if c in kinds})
+    finder = None if isinstance(base, str) else _Photos(base)
     missing = ""
     for identity, (line, names, row) in joined.items():
         where = f"{table}, line {line}"
         photos = []
         for name in names:
-            found = finder.find(name)
+            if is_address(name):
+                found: str | None = name
+            else:  # what comes from elsewhere names no files of this machine
+                found = finder.find(name) if finder else urljoin(str(base), name)
             if found:
                 photos.append(found)
             else:
@@ -289,11 +327,11 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
     for line, row in rows:
         count += 1
         cell = row.get(image)
-        names = (
-            cell if isinstance(cell, list) else SEVERAL.split(as_text(cell).strip()) if cell not in (None, "") else []
-        )
-        names = [n for n in names if n]
-        identity = row.get(roles["id"]) if "id" in roles else names and str(Path(names[0]).with_suffix(""))
+        names = _names(cell)
+        if "id" in roles:
+            identity = row.get(roles["id"])
+        else:
+            identity = names and (names[0] if is_address(names[0]) else str(Path(names[0]).with_suffix("")))
         identity = as_text(identity).strip() if identity not in (None, "", []) else ""
         if not identity:
             quarantined.append(Quarantined(f"{table}, line {line}", "the row has no id; fill it in"))
@@ -319,6 +357,18 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
             "Nothing was changed; make the ids differ, or say which column is the id: --map id=COLUMN"
         )
     return joined, count
+
+
+def _names(cell: Any) -> list[str]:
+    """The photos that a cell names, each once; addresses with the slips that exports have mended."""
+    if cell in (None, "", []):
+        return []
+    text = cell if isinstance(cell, list) else as_text(cell).strip()
+    if not isinstance(text, list):
+        text = (SEVERAL_ADDRESSES if is_address(text) or text.startswith("//") else SEVERAL).split(text)
+    names = [n.strip() for n in text]
+    names = [f"https:{n}" if _WITHOUT_SCHEME.match(n) else n for n in names]
+    return list(dict.fromkeys(html.unescape(n) if is_address(n) and "&amp;" in n else n for n in names if n))
 
 
 def _kinds(columns: list[str], joined: Joined) -> dict[str, str]:

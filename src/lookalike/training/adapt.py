@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from lookalike.encoders.onnx import OnnxEncoder
 from lookalike.errors import ImageError, InputError
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import encode_texts, summary
+from lookalike.feedback import Vote
 from lookalike.indexes.lexical import singular
 from lookalike.sources import Source
 from lookalike.training import checkpoint
@@ -64,6 +65,8 @@ class Options:
     title_weight: float = 1.0
     attribute_weight: float = 0.5
     frozen: int = 7
+    votes: int = 32
+    vote_weight: float = 0.5
     seed: int = 1
 
 
@@ -72,7 +75,8 @@ class OwnData:
     """A source packed for training: one row per photo.
 
     ``photos`` uint8 (n, h, w, 3); ``columns``: text column → its values (n,), "" where missing; ``test`` bool (n,): held out,
-    whole products at a time, byte-identical photos on one side; ``digest`` of everything that is here.
+    whole products at a time, byte-identical photos on one side; ``votes`` are (words, row, whether found good); ``digest`` of
+    everything that is here.
     """
 
     products: list[str]
@@ -81,6 +85,7 @@ class OwnData:
     columns: dict[str, NDArray[Any]]
     test: NDArray[np.bool_]
     digest: str = ""
+    votes: Sequence[tuple[str, int, bool]] = ()
 
     @property
     def first(self) -> NDArray[np.int64]:
@@ -88,8 +93,8 @@ class OwnData:
         return np.sort(np.unique(np.array(self.products, object), return_index=True)[1])
 
 
-def load(source: Source, encoder: Encoder, log: Callable[[str], None]) -> OwnData:
-    """Read and prepare every photo of ``source``.
+def load(source: Source, encoder: Encoder, log: Callable[[str], None], votes: Sequence[Vote] = ()) -> OwnData:
+    """Read and prepare every photo of ``source``; ``votes`` are what visitors found good or bad of it.
 
     Raises:
         InputError: too few products that have a title or text attributes.
@@ -133,8 +138,18 @@ def load(source: Source, encoder: Encoder, log: Callable[[str], None]) -> OwnDat
     columns = {name: values[keep] for name, values in columns.items()}
     packed = np.stack([photos[n] for n in keep])
     test = _held_out(products, digests)
-    everything = json.dumps([products, titles, digests, {c: v.tolist() for c, v in columns.items()}, test.tolist()])
-    return OwnData(products, titles, packed, columns, test, hashlib.sha256(everything.encode()).hexdigest())
+    row_of = {p: n for n, p in reversed(list(enumerate(products)))}
+    said_of = [
+        (v.text.strip(), row_of[v.product], v.vote == "up") for v in votes if v.text.strip() and v.product in row_of
+    ]
+    if votes:
+        log(
+            f"{len(said_of)} votes on words; {len(votes) - len(said_of)} on photos or on products not here teach nothing"
+        )
+    everything = json.dumps(
+        [products, titles, digests, {c: v.tolist() for c, v in columns.items()}, test.tolist(), said_of]
+    )
+    return OwnData(products, titles, packed, columns, test, hashlib.sha256(everything.encode()).hexdigest(), said_of)
 
 
 def _held_out(products: list[str], digests: list[str]) -> NDArray[np.bool_]:
@@ -243,6 +258,10 @@ class Adaptation:
         photo.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.photo, self.text = photo, text
         self.train_rows = np.flatnonzero(~data.test)
+        learnt = [v for v in data.votes if not data.test[v[1]]]
+        self.liked = [(text, row) for text, row, up in learnt if up]
+        self.pairs = [(text, row, other) for text, row in self.liked for t, other, up in learnt if not up and t == text]
+        """Of one text, a product that was found good and one that was found bad."""
         per_epoch = max(1, len(self.train_rows) // options.batch)
         self.steps = max(options.least_steps, round(options.epochs * per_epoch))
         self.step = 0
@@ -278,15 +297,26 @@ class Adaptation:
 
     def _losses(self, rows: NDArray[np.int64], rng: np.random.Generator) -> dict[str, Tensor]:
         o, data = self.options, self.data
+        taken = [self.liked[n] for n in rng.permutation(len(self.liked))[: o.votes]]
+        pairs = [self.pairs[n] for n in rng.permutation(len(self.pairs))[: o.votes]]
+        own = len(rows)
+        rows = np.array([*rows, *(row for _, row in taken), *(r for _, *two in pairs for r in two)], np.int64)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         pixels = torch.from_numpy(data.photos[rows]).to(self.device)
         size = (pixels.shape[1], pixels.shape[2])
         vectors = F.normalize(self.photo.project(self.photo.pooled(augment(pixels, size, generator))).float(), dim=-1)
         parts: dict[str, Tensor] = {}
-        titled = np.array([n for n, r in enumerate(rows) if data.titles[r]], np.int64)
+        # What visitors typed for a product is one more title of it.
+        titled = np.array([n for n, r in enumerate(rows[: own + len(taken)]) if n >= own or data.titles[r]], np.int64)
         if len(titled) > 1:
-            texts = [data.titles[rows[n]] for n in titled]
+            texts = [data.titles[rows[n]] if n < own else taken[n - own][0] for n in titled]
             parts["title"] = o.title_weight * self._contrast(vectors[titled], texts, [t.lower() for t in texts])
+        if pairs:  # the good before the bad (Rendle et al. 2009, https://arxiv.org/abs/1205.2618)
+            tokens = [self.tokenizer.encode(text, add_special_tokens=False).ids for text, *_ in pairs]
+            said = self.text(padded(tokens).to(self.device))
+            good, bad = vectors[own + len(taken) :: 2], vectors[own + len(taken) + 1 :: 2]
+            parts["votes"] = o.vote_weight * F.softplus(-20.0 * (said * (good - bad)).sum(-1)).mean()
+        rows, vectors = rows[:own], vectors[:own]
         if data.columns:
             names = list(data.columns)
             chosen = [names[n] for n in rng.permutation(len(names))[: rng.integers(1, min(3, len(names)) + 1)]]
@@ -328,7 +358,8 @@ class Adaptation:
 
 def measure(data: OwnData, encoder: Encoder) -> dict[str, metrics.PerQuery]:
     """Figures of each held-out product's first photo among all products' first photos, NaN where it has none: whether its
-    title finds it (or one of that title) in ten, and P@10 of each column's value.
+    title finds it (or one of that title) in ten, which share of the words it was voted good for does, and P@10 of each
+    column's value.
     """
     first = data.first
     vectors = np.vstack(
@@ -344,6 +375,14 @@ def measure(data: OwnData, encoder: Encoder) -> dict[str, metrics.PerQuery]:
         order = metrics.ranked(vectors, encode_texts(encoder, [names[r] for r in rows[known]]), 10)
         found = out["title → photo, found in 10"] = nothing.copy()
         found[known] = (titles[order] == titles[rows[known]][:, None]).any(1)
+    voted = [(t, n) for n, r in enumerate(rows) for t, row, up in data.votes if up and row == first[r]]
+    if voted:
+        order = metrics.ranked(vectors, encode_texts(encoder, [t for t, _ in voted]), 10)
+        found = out["voted words → product, found in 10"] = nothing.copy()
+        places = np.array([n for _, n in voted])
+        hits = (order == rows[places][:, None]).any(1)
+        for n in np.unique(places):
+            found[n] = hits[places == n].mean()
     others = metrics.neighbours(vectors, rows) if len(rows) else rows[:, None]
     for name, column in data.columns.items():
         values = column[first]
@@ -362,6 +401,7 @@ def main(
     options: Options,
     log: Callable[[str], None],
     save_every: float = 120.0,
+    votes: Sequence[Vote] = (),
 ) -> dict[str, Any]:
     """Fine-tune ``base`` on ``source`` into ``out``; a second call with the same ``work`` goes on where the first was.
 
@@ -381,7 +421,7 @@ def main(
         raise InputError(f"{base}: reads no text, and titles are what it would learn from; adapt one that does")
     load_towers(base)  # before the photos are read: it may be one that was not trained here
     log("reading photos")
-    data = load(source, old, log)
+    data = load(source, old, log, votes)
     held = int(data.test[data.first].sum())
     log(f"{len(data.first)} products, {held} of them held out; columns: {', '.join(data.columns) or 'none'}")
     if held < LEAST_HELD_OUT or data.test.all():
