@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +368,78 @@ def test_a_catalog_in_anothers_place_is_seen(tmp_path: Path, catalog: lookalike.
     catalog.store.directory.rename(tmp_path / "old")
     other.store.directory.rename(catalog.store.directory)
     assert len(catalog.snapshot()) == 24
+
+
+def product(tmp_path: Path, identity: str, *colours: str, **attributes: object) -> lookalike.Product:
+    photos = [draw(tmp_path / "put" / f"{identity}-{n}-{c}.jpg", c, "dress", n) for n, c in enumerate(colours)]
+    return lookalike.Product(identity, photos, f"{identity} dress", attributes)
+
+
+def rows(catalog: lookalike.Catalog, identity: str) -> list[tuple[int, str, str]]:
+    table = catalog.store.rows(["lk_id", "lk_position", "lk_path", "lk_source"]).to_pylist()
+    found = [r for r in table if r["lk_id"] == identity]
+    return sorted((r["lk_position"], Path(r["lk_path"]).name, Path(r["lk_source"]).name) for r in found)
+
+
+def test_put_adds_and_replaces_whole_products_in_one_commit(tmp_path: Path, catalog: lookalike.Catalog):
+    version = catalog.store.version()
+    new, old = product(tmp_path, "n1", "red", "blue", price=5), product(tmp_path, "p00", "black", colour="Black")
+    report = catalog.put([new, old])
+    assert (report.added, report.updated, report.removed, report.quarantined) == (2, 1, 1, 0)  # p00 had two photos
+    assert catalog.store.version() == version + 1
+    assert [name for _, name, _ in rows(catalog, "n1")] == ["n1-0-red.jpg", "n1-1-blue.jpg"]
+    assert catalog.product("p00") == {
+        "id": "p00", "title": "p00 dress", "photos": [indexing.photo_key("p00", 0)], "attributes": {"colour": "Black"},
+    }  # fmt: skip
+    again = catalog.put([new, old])
+    assert (again.unchanged, again.added, again.updated, again.removed) == (3, 0, 0, 0)
+    assert catalog.verify()["damaged"] == []
+
+
+def test_what_was_put_follows_the_source_that_names_it(tmp_path: Path, table: Path, catalog: lookalike.Catalog):
+    catalog.put([product(tmp_path, "p01", "green", "red"), product(tmp_path, "mine", "red")])
+    assert [s for _, _, s in rows(catalog, "p01")] == ["products.csv"] * 2  # it stays the table's
+    catalog.index(table, prune=True)
+    assert rows(catalog, "p01") == [(0, "1.jpg", "products.csv")]
+    assert rows(catalog, "mine") == [(0, "mine-0-red.jpg", "uploads")]
+    # and a product that came one by one first, with other photos
+    draw(tmp_path / "later" / "mine.jpg", "blue", "bag")
+    catalog.put([product(tmp_path, "mine", "red", "green")])
+    report = catalog.index(tmp_path / "later")
+    assert rows(catalog, "mine") == [(0, "mine.jpg", "later")]
+    assert (report.updated, report.removed) == (1, 1)
+
+
+def test_a_bad_photo_is_told_and_a_product_of_bad_ones_stays_as_it_was(tmp_path: Path, catalog: lookalike.Catalog):
+    (tmp_path / "bad.jpg").write_bytes(b"not a photo")
+    good = product(tmp_path, "n1", "red")
+    mixed = replace(good, photos=[*good.photos, tmp_path / "bad.jpg"])
+    lost = lookalike.Product("p02", [tmp_path / "bad.jpg"], "lost", {})
+    before = catalog.product("p02")
+    report = catalog.put([mixed, lost])
+    assert (report.added, report.updated, report.quarantined) == (1, 0, 2)
+    assert {q.item for q in report.problems} == {"upload, id n1, photo 2", "upload, id p02, photo 1"}
+    assert catalog.product("p02") == before
+    assert [q.item for q in catalog.quarantine() if q.source == "uploads"] == [q.item for q in report.problems]
+    catalog.put([good])  # mended
+    assert [q.item for q in catalog.quarantine()] == ["upload, id p02, photo 1"]
+
+
+def test_a_put_that_fails_in_the_middle_changes_nothing(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    before = catalog.store.version()
+    many = [product(tmp_path, f"n{n}", "red", "blue", "green") for n in range(15)]  # more than one call of the encoder
+    calls = []
+
+    def failing(self: object, pixels: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(self, pixels)
+
+    real = type(catalog.encoder).encode_photos
+    monkeypatch.setattr(type(catalog.encoder), "encode_photos", failing)
+    with pytest.raises(MemoryError):
+        catalog.put(many)
+    assert catalog.store.version() == before

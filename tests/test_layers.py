@@ -12,7 +12,7 @@ ROOT = Path(lookalike.__file__).parent
 LAYERS = [
     {"errors"},
     {"types"},
-    {"images", "colours", "where", "store", "indexes", "feedback"},
+    {"images", "colours", "where", "store", "indexes", "feedback", "stages"},
     {"sources", "encoders", "demo"},
     {"snapshot"},
     {"insights"},

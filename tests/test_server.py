@@ -95,7 +95,8 @@ def test_errors_are_problem_documents(client: TestClient, address: str, status: 
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.status_code == body["status"] == status
     assert detail.lower() in body["detail"].lower()
-    assert set(body) == {"type", "title", "status", "detail"}
+    assert set(body) == {"type", "title", "status", "detail", "request_id"}
+    assert body["request_id"] == answer.headers["x-request-id"]
 
 
 def test_bad_bodies_are_refused_by_name(client: TestClient):

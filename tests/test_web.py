@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import json
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -234,6 +235,7 @@ def test_few_requests_to_one_host_at_a_time(shop: Shop, photo: bytes, tmp_path: 
     assert seen == [(n, 30) for n in range(1, 31)]
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates; it is not on the PATH")
 def test_tls_is_verified_against_the_name_though_an_address_is_called(
     tmp_path: Path, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ):
@@ -286,6 +288,9 @@ def test_tls_is_verified_against_the_name_though_an_address_is_called(
         ("http://240.0.0.1/", "private|reserved"),
         ("http://255.255.255.255/", "private|reserved"),
         ("http://192.0.2.1/", "private"),
+        ("http://192.0.0.192/", "private|reserved"),
+        ("http://192.88.99.1/", "private|reserved"),
+        ("http://[3fff::1]/", "private|reserved"),
         ("http://[::1]/", "loopback"),
         ("http://[::]/", "no address at all"),
         ("http://[fe80::1]/", "link-local"),
@@ -390,6 +395,10 @@ def test_allowed_hosts_are_that_host_and_port_alone(shop: Shop, photo: bytes, mo
             fetch(shop.at("/a.jpg", "images.local"), allow_hosts=allow)
     with pytest.raises(FetchError, match="link-local"):  # never, whoever allows it
         fetch("http://cloud.local/", allow_hosts=["cloud.local"])
+    for ip in ("100.100.100.200", "fd00:ec2::254", "168.63.129.16"):
+        names(monkeypatch, cloud_local=[ip])
+        with pytest.raises(FetchError, match="metadata"):
+            fetch("http://cloud.local/", allow_hosts=["cloud.local"])
     for wrong in ("http://images.local", "", "images.local:x", "a@b", "a/b"):
         with pytest.raises(UsageError, match="--allow-host"):
             Web(allow_hosts=[wrong])

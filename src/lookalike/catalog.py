@@ -6,11 +6,12 @@ import csv
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookalike.errors import CatalogError, InputError
-from lookalike.types import Answer, Hit, ImageInput, Quarantined, Query
+from lookalike.types import Answer, Hit, ImageInput, Product, Quarantined, Query
 
 if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
     from lookalike.encoders import Encoder
@@ -206,6 +207,29 @@ class Catalog:
         from lookalike.sources.web import Web
 
         return Web(cache or self._downloads, allow_hosts, progress)
+
+    def put(
+        self, products: Iterable[Product], *, quarantined: Sequence[Quarantined] = (),
+        names: Mapping[tuple[str, str], str] | None = None,
+    ) -> Report:  # fmt: skip
+        """Add products, or put them in the place of those with the same ids, in one commit; see ``indexing.put``.
+
+        ``quarantined`` are photos that did not even get as far as a file; ``names`` says what others are called there.
+
+        Raises:
+            InputError: two products of one id, a value that no column can hold; nothing was changed.
+            CatalogError: the catalog cannot be written.
+        """
+        from lookalike import indexing
+        from lookalike.sources import from_products
+
+        labelled = [replace(p, where=p.where or "upload") for p in products]
+        source = from_products(labelled)
+        source.key = indexing.UPLOADS
+        told = [q.item for q in quarantined]
+        empty = [i for i in map(indexing.upload_item, sorted(source.broken)) if not any(t.startswith(i) for t in told)]
+        source.quarantined = [*quarantined, *(Quarantined(i, "the product has no photo") for i in empty)]
+        return indexing.put(self.store, self.encoder, self.encoder.name, source, names)
 
     def remove(self, *ids: str) -> int:
         """Remove products; returns how many photos went. Raises InputError where one is not there."""

@@ -388,23 +388,84 @@ def compact(catalog: CatalogDir = HERE) -> None:
 
 @app.command()
 def serve(
-    source: Annotated[Optional[str], typer.Argument(help="Index this first.")] = None,  # noqa: UP045
+    source: Annotated[Optional[str], typer.Argument(help="Index this, too: in the background, while serving.")] = None,  # noqa: UP045
     catalog: CatalogDir = HERE,
     encoder: EncoderName = None,
     host: Annotated[str, typer.Option(help="Address to listen at; any but loopback needs an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
-    api_key: Annotated[str, typer.Option(envvar="LOOKALIKE_API_KEY", help="Wanted of every caller, if given.")] = "",
+    api_key: Annotated[
+        str, typer.Option(envvar="LOOKALIKE_API_KEY", help="A secret that may do everything; see also: keys.")
+    ] = "",
+    cors_origin: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            envvar="LOOKALIKE_CORS", help="An origin whose pages may call, https://shop.example; may be repeated."
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        str, typer.Option(help="Of each client: 20/s, 600/m, off; by default off on loopback, else 20/s.")
+    ] = "",
+    queue: Annotated[int, typer.Option(help="Requests at work or waiting; more get 503.", min=1)] = 256,
     download: Download = False,
     allow_host: AllowHost = None,
     cache: Cache = None,
+    log_format: Annotated[str, typer.Option(help="json or text; by default text on a terminal.")] = "",
 ) -> None:
     """Serve the search page and the HTTP interface."""
     from lookalike.server import listen, run
+    from lookalike.server.keys import Keys
 
-    with listen(host, port, api_key) as socket:
-        if source is not None:
-            index([source], catalog, encoder, download=download, allow_host=allow_host, cache=cache)
-        run(_open(catalog, encoder), socket, api_key)
+    with listen(host, port, Keys(catalog, api_key)) as socket:
+        if source is not None and "://" in source and not download:  # the rest is found out in the background
+            raise InputError(f"{source}: an address; downloading is off, start with --download")
+        if source is not None and "://" not in source and not Path(source).expanduser().exists():
+            raise InputError(f"{source}: no such file or folder")
+        opened = _open(catalog, encoder, must_exist=source is None)
+        run(
+            opened, socket, api_key, cors=cors_origin or (), rate=rate_limit, queue=queue, source=source,
+            downloads=(tuple(allow_host or ()), cache) if download else None, log_format=log_format,
+        )  # fmt: skip
+
+
+keys_app = typer.Typer(help="API keys of a catalog's server.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Who it is for; it stands in the log.")],
+    scope: Annotated[str, typer.Option(help="search; write (and search); or metrics.")],
+    catalog: CatalogDir = HERE,
+) -> None:
+    """Make a key and print its secret, this once; only its hash is kept."""
+    from lookalike.server import keys
+
+    _open(catalog, must_exist=False)  # the directory is a catalog's, or can become one
+    typer.echo(keys.add(catalog, name, scope))
+    typer.echo("that is the secret; it is not kept and cannot be shown again", err=True)
+
+
+@keys_app.command("list")
+def keys_list(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
+    """The keys that there are, without their secrets."""
+    from lookalike.server import keys
+
+    found = keys.read(catalog)
+    if as_json:
+        typer.echo(json.dumps([{"name": k.name, "scope": k.scope, "since": k.since} for k in found]))
+    elif found:
+        _table(["name", "scope", "since"], [[k.name, k.scope, k.since] for k in found])
+    else:
+        typer.echo("no keys; make one: lookalike keys add NAME --scope search")
+
+
+@keys_app.command("remove")
+def keys_remove(name: str, catalog: CatalogDir = HERE) -> None:
+    """Take a key away; a running server refuses it at once."""
+    from lookalike.server import keys
+
+    keys.remove(catalog, name)
+    typer.echo(f"removed the key {name}")
 
 
 @app.command()

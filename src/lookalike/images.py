@@ -127,6 +127,27 @@ def load(path: str | Path, *, name: str | None = None) -> bytes:
     return data
 
 
+def remains(path: str | Path) -> Image.Image:
+    """What can still be seen of a file that ``read`` refuses: the part before the damage, within the same bounds.
+
+    Raises ``InputError`` where nothing can.
+    """
+    data = load(path, name="the file")
+    try:
+        with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_bombs(image, data, "the file")
+            try:
+                image.load()
+            except OSError:
+                image.tile = []  # what was decoded until then stays
+                image.load()
+            return _upright_rgb(image)
+    except InputError:
+        raise
+    except Exception as error:
+        raise NotAnImage(f"nothing of the file can be shown ({_printable(str(error))[:200]})") from error
+
+
 def is_photo(start: bytes) -> bool:
     """Whether a file that begins so (32 bytes do) is of a format that is read; it may still be broken."""
     return bool(_SIGNATURE.match(start))

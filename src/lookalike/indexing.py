@@ -11,14 +11,15 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lookalike import images
@@ -39,6 +40,12 @@ COMMIT_ROWS, COMMIT_SECONDS = 1024, 5.0
 AHEAD = 256
 """Photos decoded ahead of the encoder: bounds the memory whatever the size of the source."""
 
+UPLOADS = "uploads"
+"""The source of products that ``put`` brought. Any other source that names the same ids takes them over."""
+
+MAX_REFUSED = 1000
+"""Entries of ``put`` that quarantine keeps, the latest ones: nothing else ever empties it."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -52,10 +59,12 @@ class Report:
     removed: int = 0
     quarantined: int = 0
     seconds: float = 0.0
+    problems: list[Quarantined] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As ``index --json`` prints it."""
-        return {**asdict(self), "seconds": round(self.seconds, 3)}
+        names = ("added", "updated", "unchanged", "removed", "quarantined")
+        return {**{name: getattr(self, name) for name in names}, "seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +130,77 @@ def index(
                 run.prune()
         finally:
             store.write_quarantine(source.key, run.quarantined)
-            report.quarantined = len(run.quarantined)
+            report.problems, report.quarantined = run.quarantined, len(run.quarantined)
             report.seconds = time.monotonic() - start
         store.compact()
     return report
 
 
+def put(
+    store: Store, encoder: Encoder, encoder_name: str, source: Source, names: Mapping[tuple[str, str], str] | None = None
+) -> Report:  # fmt: skip
+    """Add a few products, or put them in the place of those with the same ids: one commit, each product whole.
+
+    A product none of whose photos can be used stays as it was. One that another source brought stays that source's: its
+    next sync has the last word.
+
+    Args:
+        store: the catalog; locked for writing meanwhile.
+        encoder: makes the vectors.
+        encoder_name: by which the encoder can be loaded again.
+        source: the products, under the key ``UPLOADS``.
+        names: what a photo is called in quarantine, by product and path; by default its number.
+
+    Raises:
+        EncoderMismatch, InputError, CatalogLocked, CatalogError: as ``index``; nothing was changed.
+    """
+    start = time.monotonic()
+    store.check_encoder(encoder.id)
+    with store.writing("put"):
+        old = store.manifest()
+        run = _Run(store, encoder, encoder_name, source, drawn=bool(old and old.drawn), replaces=True)
+        run.put(names or {})
+        report = run.report
+        report.problems, report.quarantined = run.quarantined, len(run.quarantined)
+        ids = [p.id for p in source.products] + sorted(source.broken)
+        before = [q for q in store.quarantine() if q.source == UPLOADS]
+        after = [q for q in before if not any(_about(q.item, i) for i in ids)] + run.quarantined
+        if after != before:
+            store.write_quarantine(UPLOADS, after[-MAX_REFUSED:])
+        store.compact()
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def upload_item(identity: str, photo: str = "") -> str:
+    """What quarantine calls a product that ``put`` brought, or one of its photos."""
+    return f"upload, id {identity}" + (f", {photo}" if photo else "")
+
+
+def _about(item: str, identity: str) -> bool:
+    whole = upload_item(identity)
+    return item == whole or item.startswith(f"{whole}, photo ")
+
+
 class _Run:
-    def __init__(self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool):
-        self.store, self.encoder, self.source = store, encoder, source
+    def __init__(
+        self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool, replaces: bool = False
+    ):  # fmt: skip
+        self.store, self.encoder, self.source, self.replaces = store, encoder, source, replaces
         self.report = Report()
         self.quarantined = list(source.quarantined)
         self.broken = set(source.broken)
         self.rows = store.rows([c for c in store.columns() if c != "lk_vector"])
+        if replaces:  # what a large catalog has besides costs nothing then
+            ids = pa.array([p.id for p in source.products], pa.string())
+            self.rows = self.rows.filter(pc.is_in(self.rows["lk_id"], ids))
         self.known = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
         digests = self.rows["lk_digest"].to_pylist()
         self.digests = set(digests)
         found = self.rows["lk_colours"].to_pylist() if "lk_colours" in self.rows.column_names else []
         self.colours = {d: c for d, c in zip(digests, found, strict=False) if c is not None}
+        owners = zip(*(self.rows[c].to_pylist() for c in ("lk_id", "lk_source")), strict=True) if replaces else ()
+        self.owners: dict[str, str] = dict(owners)
         self.vectors: dict[str, NDArray[np.float32]] | None = None
         self.kinds = self._kinds(store.manifest())
         self.photos = self._plan()
@@ -231,14 +293,18 @@ class _Run:
     def _take_over(self) -> None:
         """Photos that another source brought: the same content moves over, other content is refused.
 
+        What was put one by one always moves over.
+
         Raises:
             InputError: naming the first few.
         """
+        if self.replaces:
+            return
         sources = self.rows["lk_source"].to_pylist()
         clashes = []
         for photo in self.photos:
             row = self.known.get(photo.key)
-            if row is None or sources[row] == self.source.key:
+            if row is None or sources[row] in (self.source.key, UPLOADS):
                 continue
             try:
                 same = images.digest(images.load(photo.path)) == photo.known
@@ -298,6 +364,47 @@ class _Run:
             self._encode(waiting, batch)
         finally:  # interrupted, too: what is encoded is kept
             batch.commit()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Products that were put and are this source's now: photos that they no longer have go."""
+        here, ids = {p.key for p in self.photos}, {p.product.id for p in self.photos}
+        columns = [self.rows[c].to_pylist() for c in ("lk_photo", "lk_id", "lk_source")]
+        rows = zip(*columns, strict=True)
+        gone = [k for k, i, s in rows if s == UPLOADS and i in ids and i not in self.broken and k not in here]
+        self.store.delete(gone)
+        self.report.removed += len(gone)
+
+    def put(self, names: Mapping[tuple[str, str], str]) -> None:
+        """Read, encode and commit the products as a whole."""
+        changed = self._changed()
+        self.digests.clear()  # encoding a few again is cheaper than reading all vectors
+        self.colours.clear()
+        todo = [p for p in self.photos if not p.same_file or p.key in changed]
+        kept = {p.key for p in self.photos} - {p.key for p in todo}
+        self.report.unchanged = len(kept)
+        batch = _Batch(self, whole=True)
+        waiting: list[_Read] = []
+        for read in self._read_ahead(todo, os.cpu_count() or 1):
+            photo = read.photo
+            if read.reason:
+                name = names.get((photo.product.id, photo.path), f"photo {photo.position + 1}")
+                self.quarantined.append(Quarantined(upload_item(photo.product.id, name), read.reason))
+                continue
+            kept.add(photo.key)
+            waiting.append(read)
+            if len(waiting) == BATCH:
+                self._encode(waiting, batch)
+        self._encode(waiting, batch)
+        alive = {p.product.id for p in self.photos if p.key in kept}
+        ids = self.rows["lk_id"].to_pylist()
+        gone = [key for key, row in self.known.items() if ids[row] in alive and key not in kept]
+        batch.commit(gone)
+        self.report.removed = len(gone)
+
+    def source_of(self, product: Product) -> str:
+        """The key of the source that a product's rows belong to."""
+        return self.owners.get(product.id, self.source.key)
 
     def _changed(self) -> set[str]:
         """Keys of known photos whose product's columns, or whose source, are not as the catalog has them."""
@@ -310,7 +417,7 @@ class _Run:
             if row is None:
                 continue
             old, new = table[row], photo.product
-            if (old["lk_title"] or "", old["lk_source"]) != (new.title, self.source.key) or any(
+            if (old["lk_title"] or "", old["lk_source"]) != (new.title, self.source_of(new)) or any(
                 old.get(n) != new.attributes.get(n) for n in self.kinds
             ):
                 out.add(photo.key)
@@ -381,14 +488,14 @@ class _Run:
             and not (hidden and paths[n].startswith(hidden))
         ]  # fmt: skip
         self.store.delete(gone)
-        self.report.removed = len(gone)
+        self.report.removed += len(gone)
 
 
 class _Batch:
-    """Rows waiting for one commit."""
+    """Rows waiting for one commit; ``whole``: one that waits for the last of them."""
 
-    def __init__(self, run: _Run):
-        self.run = run
+    def __init__(self, run: _Run, whole: bool = False):
+        self.run, self.whole = run, whole
         self.reads: list[_Read] = []
         self.vectors: list[NDArray[np.float32]] = []
         self.since = time.monotonic()
@@ -396,16 +503,18 @@ class _Batch:
     def add(self, read: _Read, vector: NDArray[np.float32]) -> None:
         self.reads.append(replace(read, pixels=None))
         self.vectors.append(vector)
-        if len(self.reads) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS:
+        if not self.whole and (len(self.reads) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS):
             self.commit()
 
-    def commit(self) -> None:
+    def commit(self, gone: Sequence[str] = ()) -> None:
         reads, vectors = self.reads, self.vectors
         self.reads, self.vectors = [], []
         if reads:
             replaces = any(r.photo.key in self.run.known for r in reads)
-            self.run.store.commit(self._table(reads, vectors), replaces=replaces)
+            self.run.store.commit(self._table(reads, vectors), replaces=replaces, gone=gone)
             self.run.store.compact()
+        else:
+            self.run.store.delete(gone)
         self.since = time.monotonic()
 
     def _table(self, reads: list[_Read], vectors: list[NDArray[np.float32]]) -> pa.Table:
@@ -415,7 +524,7 @@ class _Batch:
             "lk_id": [p.product.id for p in photos],
             "lk_position": [p.position for p in photos],
             "lk_title": [p.product.title for p in photos],
-            "lk_source": [run.source.key] * len(reads),
+            "lk_source": [run.source_of(p.product) for p in photos],
             "lk_path": [p.path for p in photos],
             "lk_digest": [r.digest for r in reads],
             "lk_size": [p.size for p in photos],

@@ -16,6 +16,7 @@ from lookalike.errors import UsageError
 from lookalike.indexes.lexical import words_of
 from lookalike.insights import NEAR_DUPLICATE
 from lookalike.snapshot import Found, Ranking, Snapshot
+from lookalike.stages import timed
 from lookalike.types import Answer, Hit, Query, is_unicode
 
 MAX_K = 1000
@@ -59,9 +60,8 @@ def search(snapshot: Snapshot, encoder: Encoder, query: Query) -> Answer:
         if not snapshot.has_colours:
             raise UsageError("this catalog was made before colours were kept; run index again, and it will have them")
         colour = snapshot.wardrobe.closeness(colours.parse(query.colour))
-    ranking = snapshot.rank(
-        vector, mask, {*liked, *unliked}, words, query.lexical, colour, query.weights.get("colour", 1.0)
-    )
+    without, share = {*liked, *unliked}, query.weights.get("colour", 1.0)
+    ranking = timed("search", snapshot.rank, vector, mask, without, words, query.lexical, colour, share)
     found, folded, more = arrange(ranking, query)
     attributes = snapshot.attributes_of([f.product for f in found])
     kind = _kind(query)
@@ -258,13 +258,13 @@ class _Parts:
         self.photo: NDArray[np.float32] | None = None
         weight = query.weights.get
         texts = [t for t in (query.text, *query.not_text) if t.strip()]
-        read = list(encoder.encode_texts(texts)) if texts else []
+        read = list(timed("encode", encoder.encode_texts, texts)) if texts else []
         self.wanted: list[tuple[float, NDArray[np.float32]]] = []
         if query.image is not None:
-            image = images.read(query.image, at_least=max(encoder.size))
+            image = timed("decode", images.read, query.image, at_least=max(encoder.size))
             if query.crop is not None:
                 image = images.crop(image, query.crop)
-            self.photo = encoder.encode_photos(encoder.prepare(image)[None])[0]
+            self.photo = timed("encode", encoder.encode_photos, encoder.prepare(image)[None])[0]
             self.wanted.append((weight("photo", 1.0), self.photo))
         self.wanted += [(weight("like", 1.0) / len(liked), _mean(snapshot, p)) for p in liked]
         if query.text.strip():
@@ -288,7 +288,7 @@ class _Parts:
             others += [" ".join([*words[:start], v.casefold(), *words[start + count :]]) for v in rest]
         if not others:
             return vector
-        pointed = vector - self.encoder.encode_texts(others).mean(0)
+        pointed = vector - timed("encode", self.encoder.encode_texts, others).mean(0)
         length = float(np.linalg.norm(pointed))
         return pointed / length if length > 1e-3 else vector
 

@@ -81,6 +81,7 @@ class Snapshot:
         self.palettes: NDArray[np.uint8] = np.frombuffer(
             b"".join(c or bytes(COLOURS) for c in found), np.uint8
         ).reshape(-1, COLOURS // 4, 4)
+        self.digests: list[str] = rows["lk_digest"].to_pylist()
         self.titles: list[str] = [t or "" for t in rows["lk_title"].take(pa.array(self.first)).to_pylist()]
         self._product: dict[str, int] = dict(zip(self.ids, range(len(self.ids)), strict=True))
         self._photo: dict[str, int] = dict(zip(self.photos, range(len(self.photos)), strict=True))

@@ -3,6 +3,8 @@
     DIR/catalog.json      format version, encoder, column roles; written once, replaced whole
     DIR/photos.lance/     the rows: product, photo, attributes, vector
     DIR/quarantine.json   what could not be used, and why; replaced whole
+    DIR/uploads/          photos that came over HTTP, named by their digests
+    DIR/keys.json         API keys, as hashes (``server.keys``)
     DIR/downloads/        photos fetched from the web (``sources/web.py``)
     DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who
 
@@ -112,7 +114,16 @@ class Store:
         return self.directory / "catalog.json"
 
     def _foreign(self) -> Iterator[Path]:
-        ours = {"writer.lock", "writer.json", "quarantine.json", "catalog.json.part", "photos.lance", "downloads"}
+        ours = {
+            "writer.lock",
+            "writer.json",
+            "quarantine.json",
+            "catalog.json.part",
+            "photos.lance",
+            "uploads",
+            "downloads",
+        }
+        ours |= {"feedback.jsonl", "keys.json", "keys.json.part", "keys.lock"}  # may be there before the first photo is
         return (p for p in self.directory.iterdir() if p.name not in ours)
 
     @property
@@ -238,7 +249,8 @@ class Store:
 
     def quarantine(self) -> list[Quarantined]:
         """What could not be used in the last run over each source."""
-        return [Quarantined(e["item"], e["reason"]) for entries in self._quarantine().values() for e in entries]
+        found = self._quarantine().items()
+        return [Quarantined(e["item"], e["reason"], source) for source, entries in found for e in entries]
 
     def _quarantine(self) -> dict[str, list[dict[str, str]]]:
         file = self.directory / "quarantine.json"
@@ -284,8 +296,10 @@ class Store:
             holder.unlink(missing_ok=True)
             lock.release()
 
-    def commit(self, rows: pa.Table, *, replaces: bool) -> None:
+    def commit(self, rows: pa.Table, *, replaces: bool, gone: Iterable[str] = ()) -> None:
         """Add rows, or put them in the place of those with the same ``lk_photo`` where ``replaces``: one atomic commit.
+
+        ``gone`` has the ``lk_photo`` keys of rows that are removed in the same commit.
 
         On return the rows are on the disk. Raises CatalogError (disk full, not writable), and then nothing has changed.
         """
@@ -298,8 +312,11 @@ class Store:
             missing = [f for f in rows.schema if f.name not in dataset.schema.names]
             if missing:
                 dataset.add_columns(missing)
-            if replaces:
+            gone = sorted(gone)
+            if replaces or gone:
                 merge = dataset.merge_insert("lk_photo").when_matched_update_all().when_not_matched_insert_all()
+                if gone:
+                    merge = merge.when_not_matched_by_source_delete(_among(gone))
                 merge.execute(_with_all(rows, dataset.schema))
             else:
                 lance.write_dataset(rows, str(self.photos), mode="append")
@@ -313,7 +330,7 @@ class Store:
         dataset = self.dataset()
         with self._errors():
             before = self._files()
-            dataset.delete("lk_photo in (" + ",".join(f"'{k}'" for k in keys) + ")")
+            dataset.delete(_among(keys))
             self._make_durable(before)
 
     def write_quarantine(self, source: str, entries: list[Quarantined]) -> None:
@@ -367,6 +384,11 @@ class Store:
 
 
 _MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
+
+
+def _among(keys: Iterable[str]) -> str:
+    """A condition of Lance; the keys are hex digits."""
+    return "lk_photo in (" + ",".join(f"'{k}'" for k in keys) + ")"
 
 
 def _on_disk(column: str) -> str:

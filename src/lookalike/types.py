@@ -140,7 +140,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An input that could not be used: the file or row, and the reason."""
+    """An input that could not be used: the file or row, the reason, and (once it is in the catalog) the source's key."""
 
     item: str
     reason: str
+    source: str = ""

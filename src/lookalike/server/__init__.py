@@ -6,8 +6,9 @@ import contextlib
 import errno
 import ipaddress
 import socket as sockets
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def listen(host: str, port: int, api_key: str) -> Iterator[sockets.socket]:
+def listen(host: str, port: int, keys: object) -> Iterator[sockets.socket]:
     """A bound socket: taken before any long work, so that a port in use is told at once.
+
+    Args:
+        host: a name or an address.
+        port: 0 for any that is free.
+        keys: false where there is no API key; then only loopback will do.
 
     Raises:
         UsageError: an address other than loopback without an API key, or an unknown host.
@@ -29,9 +35,10 @@ def listen(host: str, port: int, api_key: str) -> Iterator[sockets.socket]:
         family, _, _, _, address = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)[0]
     except OSError as error:
         raise UsageError(f"--host {host}: no such address ({error.strerror or error})") from error
-    if not ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback and not api_key:
+    if not _loopback(address) and not keys:
         raise UsageError(
-            f"--host {host} can be reached from other machines; set an API key first: LOOKALIKE_API_KEY=… (a long secret)"
+            f"--host {host} can be reached from other machines; make an API key first: lookalike keys add NAME "
+            "--scope search (or set LOOKALIKE_API_KEY to a long secret)"
         )
     # Its protocol by name: asyncio turns Nagle's delay (40 ms an answer) off for such sockets only.
     bound = sockets.socket(family, sockets.SOCK_STREAM, sockets.IPPROTO_TCP)
@@ -46,16 +53,38 @@ def listen(host: str, port: int, api_key: str) -> Iterator[sockets.socket]:
         yield bound
 
 
-def run(catalog: Catalog, socket: sockets.socket, api_key: str = "") -> None:
-    """Serve until interrupted."""
+def run(
+    catalog: Catalog, socket: sockets.socket, api_key: str = "", *, cors: Sequence[str] = (), rate: str = "",
+    queue: int = 0, source: str | None = None,
+    downloads: tuple[tuple[str, ...], Path | None] | None = None, log_format: str = "",
+) -> None:  # fmt: skip
+    """Serve until interrupted; the arguments are those of ``app.create_app``, as they are typed.
+
+    Raises:
+        UsageError: an origin, a rate or a log format that is none.
+    """
     import uvicorn
 
+    from lookalike.server import observe, security
     from lookalike.server.app import create_app
+    from lookalike.server.writing import Downloads
 
-    app = create_app(catalog, api_key)
+    public = not _loopback(socket.getsockname())
+    if log_format not in ("", "json", "text"):
+        raise UsageError(f"--log-format {log_format}: choose json or text")
+    app = create_app(
+        catalog, api_key, public=public, cors=tuple(security.origin(o) for o in cors),
+        rate=security.Rate.parse(rate or ("20/s" if public else "off")), queue=queue or security.QUEUE,
+        source=source, downloads=Downloads(*downloads) if downloads is not None else None,
+    )  # fmt: skip
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Lookalike is at http://{shown}:{port}/ (Ctrl+C ends it)")
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    observe.log_to_stderr(log_format)
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[socket])
+
+
+def _loopback(address: Any) -> bool:
+    return ipaddress.ip_address(str(address[0]).split("%")[0]).is_loopback

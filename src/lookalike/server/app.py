@@ -7,28 +7,46 @@ import base64
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from lookalike import __version__, feedback, images, types
 from lookalike import where as filters
 from lookalike.catalog import Catalog
-from lookalike.errors import InputError, LookalikeError, NotFound, UsageError
+from lookalike.errors import (
+    CatalogError,
+    CatalogLocked,
+    EncoderMismatch,
+    InputError,
+    LookalikeError,
+    NotFound,
+    UsageError,
+)
 from lookalike.insights import NEAR_DUPLICATE
 from lookalike.search import MAX_DEPTH, MAX_K
-from lookalike.server.security import Guard, decoded, problem
+from lookalike.server import schemas, writing
+from lookalike.server.describe import describe
+from lookalike.server.keys import Keys
+from lookalike.server.observe import Meter, Observe, problem
+from lookalike.server.security import QUEUE, Guard, Rate, decoded
+from lookalike.stages import timed
 
 WEB = Path(__file__).parent.parent / "web"
 POLL_SECONDS = 1.0
@@ -99,43 +117,82 @@ class SearchRequest(BaseModel):
         )  # fmt: skip
 
 
-def create_app(catalog: Catalog, api_key: str = "", hosts: set[str] | None = None) -> FastAPI:
+def create_app(
+    catalog: Catalog, api_key: str = "", hosts: set[str] | None = None, *, public: bool = False,
+    cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE, source: str | None = None,
+    downloads: writing.Downloads | None = None,
+) -> FastAPI:  # fmt: skip
     """The application over one catalog.
 
     Args:
         catalog: what is searched; its encoder and snapshot are loaded at start-up.
-        api_key: wanted of every call under ``/api/``, if not empty.
+        api_key: a secret of all scopes, beside the catalog's own keys.
         hosts: Host headers answered without a key; loopback names by default.
+        public: reachable from other machines: nothing under ``/api/`` is answered without a key.
+        cors: origins whose pages may call, and embed photos and the page's parts.
+        rate: of each client's requests, or None.
+        queue: requests that may be at work or wait; more are sent away with 503.
+        source: brought in step with when the server starts, in the background, and whenever it is asked to.
+        downloads: how addresses, of SOURCE or of photos that are put, are fetched; None where they are not.
     """
+    meter, keys = Meter(catalog), Keys(catalog.store.directory, api_key)
+    sync, writer = writing.Sync(catalog, source, downloads), writing.Writer(catalog, downloads)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
         await run_in_threadpool(lambda: (catalog.encoder, catalog.snapshot().lexical, _facets(catalog, "id is null")))
-        watch = asyncio.create_task(_watch(catalog))
+        await run_in_threadpool(writer.sweep)
+        watch = asyncio.create_task(_watch(catalog, sync))
         app.state.ready = True
+        if source is not None:
+            sync.start()
         yield
         app.state.ready = False
         watch.cancel()
+        await run_in_threadpool(sync.stop)
 
-    # The default documentation pages load scripts from elsewhere; the description itself is at /openapi.json.
+    # The default documentation pages load scripts from elsewhere; ours is web/docs.html.
     app = FastAPI(title="Lookalike", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.ready = False
-    app.add_middleware(Guard, api_key=api_key, hosts=hosts)
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=4)
+    app.add_middleware(Guard, keys=keys, meter=meter, public=public, hosts=hosts, cors=cors, rate=rate, queue=queue)
+    if cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=cors, allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-API-Key", "X-Request-Id"],
+            expose_headers=["ETag", "Link", "Retry-After", "X-Request-Id"],
+        )  # fmt: skip
+    app.add_middleware(Observe, meter=meter, shared=bool(cors))
     _errors(app)
     _searches(app, catalog)
-    _things(app, catalog)
-    app.mount("/web", StaticFiles(directory=WEB), name="web")
+    writing.routes(app, catalog, writer, sync)
+    _things(app, catalog, meter)
+    app.mount("/web", Parts(directory=WEB), name="web")
+    describe(app)
     return app
 
 
-async def _watch(catalog: Catalog) -> None:
+class Parts(StaticFiles):
+    """The page's parts: kept by browsers, but asked for again (304) each time, so that an upgrade is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """As ``StaticFiles.file_response``."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
     """Load a newer version when there is one. A failed load keeps the old one and is tried again."""
-    told = ""
+    told, took = "", 0.0
     while True:
-        await asyncio.sleep(POLL_SECONDS)
+        # While the catalog grows with every second, loading it must not take the time that encoding needs.
+        await asyncio.sleep(max(POLL_SECONDS, 10 * took if sync.running else 0))
+        start = time.monotonic()
         try:
             await run_in_threadpool(lambda: catalog.snapshot().lexical)
+            took = time.monotonic() - start
             told = ""
         except Exception as error:
             if str(error) != told:  # once, not every second
@@ -146,19 +203,21 @@ async def _watch(catalog: Catalog) -> None:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(LookalikeError)
     async def ours(request: Request, error: LookalikeError) -> JSONResponse:
+        if isinstance(error, CatalogLocked):
+            busy = "the catalog is being written by somebody else; try again in a moment"
+            return problem(error.status, busy, {"retry-after": "5"})
+        if isinstance(error, (CatalogError, EncoderMismatch)):  # messages for whoever runs the server: with its paths
+            log.error("%s", error)
+            return problem(error.status, "the catalog cannot be read or written; the server's log says why")
         return problem(error.status, str(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail))
+        return problem(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return problem(422, _first(error.errors()))
-
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, "this is a bug in lookalike; its log has the details")
 
 
 def _searches(app: FastAPI, catalog: Catalog) -> None:
@@ -281,46 +340,65 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
         return Response(status_code=204)
 
 
-def _things(app: FastAPI, catalog: Catalog) -> None:
-    @app.get("/api/products")
-    def products(where: str = "", limit: Annotated[int, Query(ge=1, le=MAX_K)] = 24) -> dict[str, Any]:
-        """The first products by id that pass the filter; without one, some spread evenly over the catalog."""
+def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
+    @app.get("/api/products", response_model=schemas.ProductsAnswer)
+    def products(
+        response: Response,
+        where: str = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_K)] = 24,
+        offset: Annotated[int, Query(ge=0)] = 0,
+    ) -> Any:
+        """The first products by id that pass the filter; without filter and offset, some spread evenly over the catalog."""
         snapshot = catalog.snapshot(refresh=False)
         mask = snapshot.mask(filters.parse(where) if where.strip() else None)
-        if mask is None:
+        if mask is None and not offset:
             chosen = np.unique(np.linspace(0, len(snapshot) - 1, min(limit, len(snapshot))).astype(int))
         else:
-            chosen = np.flatnonzero(mask)[:limit]
+            passing = np.arange(len(snapshot)) if mask is None else np.flatnonzero(mask)
+            chosen = passing[offset : offset + limit]
+            if offset + limit < len(passing):
+                following = urlencode({"where": where, "limit": limit, "offset": offset + limit})
+                response.headers["link"] = f'</api/products?{following}>; rel="next"'
         return {"products": [catalog.product(snapshot.ids[n], refresh=False) for n in chosen]}
 
-    @app.get("/api/products/{identity:path}")
-    def product(identity: str) -> dict[str, Any]:
+    @app.get("/api/products/{identity:path}", response_model=schemas.ProductAnswer)
+    def product(identity: str) -> Any:
         """One product with its attributes and the ids of its photos."""
         return catalog.product(identity, refresh=False)
 
     @lru_cache(maxsize=1024)
-    def thumbnail(path: str, version: int, width: int) -> bytes:
-        return images.thumbnail(images.read(path, at_least=width), width)
+    def thumbnail(path: str, digest: str, width: int) -> tuple[str, bytes]:
+        content = images.load(path)
+        found = images.digest(content)  # not the catalog's, where the file was changed since
+        return found, images.thumbnail(timed("decode", images.read, content, at_least=width), width)
 
-    @app.get("/api/photos/{photo_id}", response_class=Response)
-    def photo(photo_id: str, width: Annotated[int, Query(ge=16, le=2048)] = 480) -> Response:
-        """A photo as JPEG without metadata, at most ``width`` pixels wide."""
+    @app.get("/api/photos/{photo_id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+    def photo(request: Request, photo_id: str, width: Annotated[int, Query(ge=16, le=2048)] = 480) -> Response:
+        """A photo as JPEG without metadata, at most ``width`` pixels wide; answers 304 to the ETag that it gave."""
         snapshot = catalog.snapshot(refresh=False)
-        path = snapshot.paths[snapshot.photo(photo_id)]
+        row = snapshot.photo(photo_id)
+        digest = snapshot.digests[row]
+        # A shared cache may keep what needs no key. The same id may show another photo one day: not for ever.
+        who = "private" if getattr(request.state, "key", None) else "public"
+        headers = {"etag": f'"{digest}-{width}"', "cache-control": f"{who}, max-age=300"}
+        asked = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if headers["etag"] in asked:
+            return Response(status_code=304, headers=headers)
         try:
-            content = thumbnail(path, snapshot.version, width)
+            found, content = thumbnail(snapshot.paths[row], digest, width)
         except InputError:  # its message has the path, which stays here
             raise NotFound(f"the file of photo {photo_id} is gone or damaged; run index again") from None
-        return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=300"})
+        headers["etag"] = f'"{found}-{width}"'
+        return Response(content, media_type="image/jpeg", headers=headers)
 
-    @app.get("/api/facets")
+    @app.get("/api/facets", response_model=None, responses={200: {"model": schemas.FacetsAnswer}})
     def facets(where: str = "") -> dict[str, Any]:
         """Counts of each column's values among the products that pass the filter."""
         return _facets(catalog, where)
 
-    @app.get("/api/status")
-    def status() -> dict[str, Any]:
-        """What the catalog holds, and what the encoder can."""
+    @app.get("/api/status", response_model=None, responses={200: {"model": schemas.StatusAnswer}})
+    def status(request: Request) -> dict[str, Any]:
+        """What the catalog holds, what the encoder can, and what the caller may do."""
         found = catalog.status(refresh=False)
         found.pop("catalog")  # a path of this machine
         found["feedback"] = feedback.wanted()
@@ -328,21 +406,32 @@ def _things(app: FastAPI, catalog: Catalog) -> None:
         found["encoder"] = {**encoder, "text": catalog.encoder.reads_text}
         if Path(catalog.encoder.name).is_absolute():
             found["encoder"]["name"] = Path(catalog.encoder.name).name
-        return {"name": "lookalike", "version": __version__, **found}
+        return {"name": "lookalike", "version": __version__, **found, "scopes": request.state.scopes}
 
-    @app.get("/healthz")
-    def health() -> dict[str, str]:
+    # These three are answered by the event loop itself, also while every thread is busy.
+
+    @app.get("/healthz", response_model=schemas.Health)
+    async def health() -> Any:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", response_model=None)
-    def ready() -> dict[str, str] | JSONResponse:
+    @app.get("/readyz", response_model=schemas.Health)
+    async def ready() -> Any:
         """Searches are answered."""
-        return {"status": "ok"} if app.state.ready else problem(503, "starting")
+        return {"status": "ok"} if app.state.ready else problem(503, "starting", {"retry-after": "1"})
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(generate_latest(meter.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> FileResponse:
+        return FileResponse(WEB / "docs.html", headers={"cache-control": "no-cache"})
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
-        return FileResponse(WEB / "index.html")
+        return FileResponse(WEB / "index.html", headers={"cache-control": "no-cache"})
 
 
 def _facets(catalog: Catalog, where: str) -> dict[str, Any]:

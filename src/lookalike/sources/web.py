@@ -71,6 +71,9 @@ LONGEST_FRESH = 30 * FRESH_SECONDS
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _PUBLIC6 = ipaddress.ip_network("2000::/3")
+_RESERVED = [ipaddress.ip_network(n) for n in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")]
+"""What older versions of Python take for public."""
+
 _METADATA = {"168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254"}
 """Where clouds tell a machine its secrets, beside 169.254.169.254, which is link-local."""
 
@@ -632,6 +635,7 @@ def _not_public(ip: str) -> str:
         ("a private address", address.is_private or not address.is_global),
         ("a reserved address", address.version == 6 and address not in _PUBLIC6),
         ("a reserved address", address.version == 4 and address.is_reserved),
+        ("a reserved address", any(address in network for network in _RESERVED)),
     ):
         if holds:
             return kind

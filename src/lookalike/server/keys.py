@@ -1,0 +1,173 @@
+"""API keys: a file of the catalog's directory that holds their hashes, read again whenever it changes.
+
+    DIR/keys.json   {"keys": [{"name", "scope", "sha256", "since"}, …]}, readable by its owner alone
+
+A secret is 256 random bits, which nobody can try out, however fast the hash: SHA-256 is enough. Slow hashes are for
+passwords, which people choose; here they would only be work that a stranger's request can cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lookalike.errors import CatalogError, InputError, UsageError
+
+SCOPES = {"search": ("search",), "write": ("search", "write"), "metrics": ("metrics",)}
+"""What a key of a scope may do: one that writes also searches."""
+
+ALL = ("search", "write", "metrics")
+log = logging.getLogger("lookalike")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as it is kept: the secret itself is nowhere."""
+
+    name: str
+    scope: str
+    sha256: str
+    since: str
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What it may do."""
+        return SCOPES[self.scope] if self.scope else ALL
+
+
+class Keys:
+    """The keys of one catalog, beside the one from the environment."""
+
+    def __init__(self, directory: Path, api_key: str = ""):
+        """Read nothing yet.
+
+        Args:
+            directory: the catalog's.
+            api_key: a secret that may do everything, if not empty.
+        """
+        self.file = directory / "keys.json"
+        self._fixed = [Key("environment", "", _hash(api_key), "")] if api_key else []
+        self._seen: tuple[int, int, int] | None = None
+        self._read: list[Key] = []
+        self._broken = False
+
+    def __bool__(self) -> bool:
+        """Whether there are any: with a file that cannot be read there might be, and nobody gets in without one."""
+        return bool(self.all()) or self._broken
+
+    def all(self) -> list[Key]:
+        """The keys as they are now. A damaged file holds none that anybody has, and the log says so."""
+        try:
+            status = self.file.stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        except FileNotFoundError:
+            seen = None
+        except OSError:
+            seen = (0, 0, 0)
+        if seen != self._seen:
+            self._seen, self._broken = seen, False
+            try:
+                self._read = read(self.file.parent) if seen else []
+            except CatalogError as error:
+                self._read, self._broken = [], True
+                log.error("%s", error)
+        return [*self._fixed, *self._read]
+
+    def find(self, secret: str) -> Key | None:
+        """The key of this secret. Takes as long for a wrong one as for a right one."""
+        wanted, found = _hash(secret), None
+        for key in self.all():
+            if hmac.compare_digest(key.sha256, wanted):
+                found = key
+        return found
+
+
+def read(directory: Path) -> list[Key]:
+    """The keys in the catalog's directory, in order of name.
+
+    Raises:
+        CatalogError: the file cannot be read, or is damaged.
+    """
+    file = directory / "keys.json"
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        keys = [Key(**entry) for entry in content["keys"]]
+        if any(k.scope not in SCOPES or len(k.sha256) != 64 or not k.sha256.isascii() for k in keys):
+            raise ValueError("a scope or a hash that is none")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CatalogError(f"{file}: damaged or unreadable ({error}); remove it and add the keys again") from error
+    return sorted(keys, key=lambda k: k.name)
+
+
+def add(directory: Path, name: str, scope: str) -> str:
+    """Make a key; returns its secret, which can be had only now.
+
+    Raises:
+        UsageError: no such scope, or a name that cannot stand in a log.
+        InputError: the name is taken.
+    """
+    if scope not in SCOPES:
+        raise UsageError(f"--scope {scope}: choose {', '.join(SCOPES)}")
+    if not re.fullmatch(r"[\w.@-]{1,64}", name) or name == "environment":
+        raise UsageError(f"{name!r}: a name of 1 to 64 letters, digits and . - _ @ is wanted (and not environment)")
+    secret = "lk_" + secrets.token_urlsafe(32)
+    with _writing(directory):
+        keys = read(directory)
+        if any(k.name == name for k in keys):
+            raise InputError(f"a key called {name!r} is there already; remove it first: lookalike keys remove {name}")
+        _write(directory, [*keys, Key(name, scope, _hash(secret), time.strftime("%Y-%m-%d"))])
+    return secret
+
+
+def remove(directory: Path, name: str) -> None:
+    """Take a key away; a running server refuses it from then on.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    with _writing(directory):
+        keys = read(directory)
+        if not any(k.name == name for k in keys):
+            raise InputError(f"no key called {name!r}; there are: {', '.join(k.name for k in keys) or 'none'}")
+        _write(directory, [k for k in keys if k.name != name])
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory / "keys.lock", timeout=10):
+            yield
+    except OSError as error:
+        raise CatalogError(
+            f"{directory}: cannot be written ({error.strerror or error}); check its permissions"
+        ) from error
+
+
+def _write(directory: Path, keys: list[Key]) -> None:
+    part = directory / "keys.json.part"
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"keys": [asdict(k) for k in keys]}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(directory / "keys.json")
