@@ -31,7 +31,7 @@ SAMPLE = 20_000
 """Photos that the covariance of the vectors is taken from."""
 
 MASKS = 16
-"""Filters whose masks are kept, a byte a product each."""
+"""Filters whose masks (a byte a product each) and counts are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class Snapshot:
         """The product of each photo (photos,)."""
         self.attributes, self.table = self._columns(rows.take(pa.array(self.first)))
         self._mask = _remembered(self.table)
+        self._facets: dict[str, list[dict[str, Any]]] = {}
 
     def _check(self, rows: pa.Table, store: Store) -> None:
         if self.manifest is None or not len(rows):
@@ -183,9 +184,15 @@ class Snapshot:
     def facets(self, expression: filters.Expr | None = None) -> list[dict[str, Any]]:
         """Counts of each column's values among the products that pass the filter, the column's own conditions left out.
 
+        What is given is kept for the next call, and must not be changed.
+
         A text or flag column gives ``{"column", "kind": "values", "values": [{"value", "count"}, …]}``, most frequent
         first; a number column gives ``{"column", "kind": "range", "min", "max", "bins": [{"from", "to", "count"}, …]}``.
         """
+        key = repr(expression)
+        kept = self._facets.get(key)
+        if kept is not None:  # nearly every answer of a shop's page asks for the same counts
+            return kept
         spoken = {c.casefold() for c in filters.columns(expression)} if expression else set()
         everything = self.mask(expression)
         same = {name: self._aliases(name) for name in self.attributes.column_names}
@@ -199,6 +206,9 @@ class Snapshot:
             facet = self._facet(name, mask)
             if facet:
                 out.append(facet)
+        if len(self._facets) >= MASKS:
+            self._facets.clear()
+        self._facets[key] = out
         return out
 
     def _aliases(self, name: str) -> set[str]:
