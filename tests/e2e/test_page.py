@@ -23,7 +23,7 @@ from PIL import Image
 import lookalike
 from conftest import draw, write_csv
 from lookalike import demo
-from lookalike.server import listen
+from lookalike.server import keys, listen
 from lookalike.server.app import create_app
 from lookalike.types import Query
 
@@ -677,6 +677,24 @@ def test_the_widget_takes_a_photo_and_opens_a_product(
     expect(page.get_by_role("dialog").locator(".lk-large")).to_be_visible()
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     assert page.url == url
+
+
+def test_the_widget_sends_the_key_that_it_is_given(
+    opened: Callable[..., Any], elsewhere: tuple[str, str], catalog: lookalike.Catalog
+):
+    url, script = elsewhere
+    secret = keys.add(catalog.store.directory, "shop", "search")
+    parts = urlsplit(url)
+    with served(create_app(catalog, cors=(f"{parts.scheme}://{parts.netloc}",))) as server:
+        page = opened(url, also=(script, server))
+        place = """([server, key]) => document.body.prepend(Object.assign(document.createElement("section"), {
+          innerHTML: `<lookalike-similar product="p00" count="3" server="${server}" key="${key}"></lookalike-similar>` }))"""
+        page.evaluate(place, [server, secret])
+        photos = page.locator("section lookalike-similar .lk-card img")
+        expect(photos).to_have_count(3)
+        photos.first.scroll_into_view_if_needed()
+        expect(photos.first).to_have_js_property("complete", True)
+        assert photos.first.evaluate("image => image.naturalWidth") > 0  # photos are asked for with it, too
 
 
 # ------------------------------------------------------------------------------------------- work on the catalog
