@@ -51,6 +51,9 @@ MIXES: list[tuple[tuple[str, ...], float]] = [
 ALIKE = ("articleType", "baseColour", "gender")
 """What makes two photos alike."""
 
+CALIBRATED_AMONG = 12_000
+"""Training photos that calibration looks among, beside those of the validation split."""
+
 FRAMES = (
     "looking for {}", "i need {}", "{} please", "a nice {}", "some {}", "buy {} online", "cheap {}", "good quality {}",
     "{} as a gift", "{} for the holidays", "something like {}", "do you have {}", "where can i find {}", "new {}", "best {}",
@@ -562,6 +565,8 @@ def ship(
     size = (run.options.height, run.options.width)
     average = run.average.cpu()
     export(average.photo, average.text, tokenizer, size, run.data.photos[np.sort(rows)], directory, "builtin", quantise)
+    # Queries of the validation split, among enough others that the best hit is as near as in a catalogue of some size.
     tried = np.flatnonzero(run.data.split == 1)
-    attributes = np.array([[run.data.value(h, int(r)) for h in ALIKE] for r in tried], object)
-    calibrate(directory, run.data.photos[tried], attributes)
+    corpus = np.concatenate([tried, np.random.default_rng(1).permutation(train_rows)[:CALIBRATED_AMONG]])
+    attributes = np.array([[run.data.value(h, int(r)) for h in ALIKE] for r in corpus], object)
+    calibrate(directory, run.data.photos[corpus], attributes, np.arange(len(corpus)) < len(tried))
