@@ -13,6 +13,7 @@ from conftest import COLOURS, KINDS, draw
 pytest.importorskip("torch", reason="needs torch: pip install torch==2.13.0, then the extra train")
 
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from lookalike import encoders
@@ -88,6 +89,49 @@ def test_contrast_by_hand():
     by_hand = -(target * log).sum(1).mean()
     keys, scale = torch.tensor([4, 4, 9]), torch.tensor(10.0)
     assert builtin.contrast(a, a, keys, scale).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_pulling_like_photos_together_by_hand():
+    """Of four photos two are alike; the others have no pair and are no query."""
+    v = normalize(torch.tensor([[1.0, 0.2], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]), dim=-1)
+    sims = (v @ v.T / 0.1).double().numpy()
+    by_hand = 0.0
+    for a, b in ((0, 1), (1, 0)):
+        others = [sims[a, n] for n in range(4) if n != a]
+        by_hand -= (sims[a, b] - np.log(np.exp(others).sum())) / 2
+    assert builtin.pull(v, torch.tensor([7, 7, 1, 2])).item() == pytest.approx(by_hand, rel=1e-4)
+    alone = builtin.pull(v.requires_grad_(), torch.tensor([1, 2, 3, 4]))
+    alone.backward()  # a batch without pairs teaches nothing, and is no error
+    assert alone.item() == 0
+
+
+def test_strong_augmentation_hides_a_part_and_keeps_colours():
+    grey = torch.full((64, 32, 32, 3), 100, dtype=torch.uint8)
+    mild, strong = (builtin.augment(grey, (32, 32), torch.Generator().manual_seed(3), s) for s in (1.0, 1.6))
+    inner = slice(8, 24)  # beyond it, warps let the white border in
+    assert (mild[:, :, inner, inner] < 0.0).all()
+    hidden = (strong[:, :, inner, inner] > 0.5).flatten(1).float().mean(1)
+    assert 0.2 < (hidden > 0.01).float().mean() < 0.6  # about half of the photos, if the rectangle falls on the middle
+    assert hidden.max() < 0.9
+    assert (strong[..., 16, 16].sub(mild[..., 16, 16]).abs()[hidden == 0] < 0.3).all()
+
+
+def test_a_run_may_begin_with_the_weights_of_another(packed: data.FashionData, tmp_path: Path):
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    first = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, TINY)
+    first.begin(None)
+    torch.nn.init.normal_(first.average.photo.project.weight)
+    file = tmp_path / "final.safetensors"
+    save_file({k: v.contiguous() for k, v in first.average.state_dict().items()}, file)
+    second = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, TINY)
+    second.begin(None)
+    second.start_from(file)
+    for net in (second.model, second.average):
+        assert torch.equal(net.photo.project.weight, first.average.photo.project.weight)
+    other = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, builtin.Options(**{**vars(TINY), "dim": 8}))
+    other.begin(None)
+    with pytest.raises(InputError, match="not the weights of such a run"):
+        other.start_from(file)
 
 
 def test_calibration_keeps_what_the_folded_weights_computed():

@@ -158,7 +158,10 @@ def _quantise(source: Path, target: Path, calibration: NDArray[np.uint8]) -> Non
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Any] = iter(np.array_split(calibration, max(1, len(calibration) // 32)))
+            size = min(32, len(calibration))  # equal ones: the calibrator stacks what comes of them
+            self.batches: Iterator[Any] = iter(
+                np.split(calibration[: len(calibration) // size * size], len(calibration) // size)
+            )
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
