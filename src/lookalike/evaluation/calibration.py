@@ -7,6 +7,7 @@ colour and gender that a hit of such a cosine has in common with what was asked,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 
 from lookalike.encoders.base import Calibration, Encoder
 from lookalike.errors import InputError, UsageError
-from lookalike.evaluation import metrics
+from lookalike.evaluation import everyday, metrics
 from lookalike.evaluation.protocol import Progress, Report, encode_texts, summary
 from lookalike.snapshot import Snapshot
 
 BINS = 24
 REFUSED = 0.02
 """Share of known queries that may be told, wrongly, that nothing is like them."""
+
+PHRASES_REFUSED = 0.15
+"""The same of phrases that people might say: odder than what they do say, so that of everyday queries far fewer are told so."""
 
 ELSEWHERE = """
 diesel generator; fresh salmon fillet; how to bake sourdough bread; used car tyres; garden hose; mortgage calculator;
@@ -86,8 +90,9 @@ def best(queries: NDArray[np.float32], vectors: NDArray[np.float32], own: NDArra
 
 
 def fit(
-    vectors: NDArray[np.float32], attributes: NDArray[Any], encoder: Encoder, asked: NDArray[np.bool_] | None = None
-) -> Calibration:
+    vectors: NDArray[np.float32], attributes: NDArray[Any], encoder: Encoder, asked: NDArray[np.bool_] | None = None,
+    phrases: Sequence[str] = (),
+) -> Calibration:  # fmt: skip
     """Calibrate on a catalogue's photos.
 
     Args:
@@ -95,6 +100,8 @@ def fit(
         attributes: type, colour and gender of each (n, up to 3), "" where missing.
         encoder: for the texts "gender colour type".
         asked: which of them are queries (n,), those that nothing was trained on; all by default.
+        phrases: what people might say for such things. Attributes alone are said so plainly that a threshold taken from them
+            would send everyday words away.
     """
     said = (attributes != "").any(1)
     own = np.flatnonzero(said if asked is None else said & asked)
@@ -107,6 +114,9 @@ def fit(
         curves[kind] = rising(*pairs(queries, vectors, theirs, attributes, own))
         found = best(queries, vectors, own if kind == "photo" else np.full(len(own), -1))
         least[kind] = round(float(np.quantile(found, REFUSED)), 4)
+    if phrases:
+        found = best(encode_texts(encoder, list(phrases)), vectors, np.full(len(phrases), -1))
+        least["text"] = min(least["text"], round(float(np.quantile(found, PHRASES_REFUSED)), 4))
     curves["photo"].append((1.0, 100.0))  # the same photo
     return Calibration(curves, least)
 
@@ -161,6 +171,10 @@ def evaluate(snapshot: Snapshot, encoder: Encoder, queries: list[str], progress:
         figure = {"mean": round(float(off), 4)}
         tables.append({"name": f"{kind} queries of the trade", "queries": len(rows),
                        "rows": {encoder.id: {"calibration error": figure, **refused}}})  # fmt: skip
+    spoken_of = [q["query"] for q in everyday.queries("open")]
+    found = best(encode_texts(encoder, spoken_of), vectors, np.full(len(spoken_of), -1)) < scale.least["text"]
+    row = {encoder.id: {"told that nothing is like it": summary(found.astype(np.float64))}}
+    tables.append({"name": "everyday words, the open half", "queries": len(spoken_of), "rows": row})
     found = best(encode_texts(encoder, elsewhere), vectors, np.full(len(elsewhere), -1)) >= scale.least["text"]
     row = {encoder.id: {"answered all the same": summary(found.astype(np.float64))}}
     tables.append({"name": "texts of other trades", "queries": len(elsewhere), "rows": row})

@@ -24,6 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lookalike.encoders.onnx import OnnxEncoder
 from lookalike.evaluation import calibration
+from lookalike.training.data import thesaurus
 from lookalike.training.towers import MAX_TOKENS, Conv, PhotoTower, TextTower
 
 SPARED = 4
@@ -108,7 +109,8 @@ def calibrate(
     """
     encoder = OnnxEncoder(directory)
     vectors = np.vstack([encoder.encode_photos(part) for part in np.array_split(photos, len(photos) // 64 + 1)])
-    found = calibration.fit(vectors, attributes, encoder, asked)
+    phrases = sorted({phrase for others in thesaurus().values() for phrase in others})[::5]
+    found = calibration.fit(vectors, attributes, encoder, asked, phrases)
     file = directory / "encoder.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "calibration": asdict(found)}, indent=1) + "\n")
 
