@@ -65,15 +65,15 @@ def main() -> None:
     print(f"{'':58} {'p50 ms':>9} {'p95 ms':>9}")
     n = options.rounds
     bare = measure("bare numpy matrix-vector product", lambda: snapshot.vectors @ query, n)
-    exact = measure("exact search, k=12", lambda: snapshot.search(query, 12), n)
+    exact = measure("exact search, k=12", lambda: snapshot.rank(query).top(12), n)
     fresh = measure(
         "exact search, k=12, with a new filter",
-        lambda: snapshot.search(query, 12, where.mask(where.parse(expression), snapshot.table)),
+        lambda: snapshot.rank(query, where.mask(where.parse(expression), snapshot.table)).top(12),
         n,
     )
     known = measure(
         "exact search, k=12, with a filter seen before",
-        lambda: snapshot.search(query, 12, snapshot.mask(where.parse(expression))),
+        lambda: snapshot.rank(query, snapshot.mask(where.parse(expression))).top(12),
         n,
     )
     session = getattr(encoder, "_photo", None)

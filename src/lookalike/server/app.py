@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
+import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -143,6 +145,8 @@ def create_app(
         # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
         await run_in_threadpool(lambda: (catalog.encoder, catalog.snapshot().lexical, _facets(catalog, "id is null")))
         await run_in_threadpool(writer.sweep)
+        # Searches hold the interpreter's lock most of their time: more threads would only take it from one another.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 2 * (os.cpu_count() or 1)
         watch = asyncio.create_task(_watch(catalog, sync))
         app.state.ready = True
         if source is not None:
