@@ -127,7 +127,8 @@ def palette(image: Image.Image) -> NDArray[np.uint8]:
         if left[n]:
             alike = left & (np.square(lab - lab[n]).sum(1) < SAME**2)
             left &= ~alike
-            out.append((float(weights[alike].sum()), np.average(means[alike], 0, weights[alike])))
+            total = float(weights[alike].sum())
+            out.append((total, weights[alike] @ means[alike] / total))
     out.sort(key=lambda c: -c[0])
     found = np.zeros((PALETTE, 4), np.uint8)
     for n, (share, mean) in enumerate(out[:PALETTE]):
