@@ -762,6 +762,35 @@ def test_a_product_is_added_changed_and_removed(opened: Callable[..., Any], desk
     expect(find.get_by_role("alert")).to_contain_text("no product 'new/1'")
 
 
+def test_a_refusal_that_comes_late_does_not_ask_for_the_key_again(opened: Callable[..., Any], desk: tuple[str, Any]):
+    url, _ = desk
+    page = opened(f"{url}/healthz")  # no page yet: its requests are to be held up
+    held = []
+
+    def late(route: Any) -> None:
+        if (
+            held
+            or "authorization" in route.request.headers
+            or "lookalike_key" in route.request.headers.get("cookie", "")
+        ):
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/api/products?**", late)
+    page.goto(url)
+    enter(page, "secret")
+    expect(page.get_by_role("dialog", name="API key")).to_have_count(0)
+    assert held, "the page asks for products at once, without a key"
+    # As the server would have answered what was sent without a key; continued now, the browser would add the cookie.
+    held[0].fulfill(
+        status=401, content_type="application/problem+json", body='{"status": 401, "detail": "a key is wanted"}'
+    )
+    page.wait_for_timeout(500)
+    expect(page.get_by_role("dialog", name="API key")).to_have_count(0)
+    expect(page.locator("lookalike-card").first).to_be_visible()
+
+
 def test_the_quarantine_and_the_indexing_are_watched(opened: Callable[..., Any], desk: tuple[str, Any], tmp_path: Path):
     url, _ = desk
     page = opened(url)

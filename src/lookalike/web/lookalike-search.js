@@ -464,8 +464,10 @@ export class Api {
       throw new Problem("The server does not answer", "Is `lookalike serve` still running, and the network up?");
     }
     if (response.status === 401 && this.askKey) {
-      this.#asking ??= this.askKey(cookies.includes("lookalike_key=")).finally(() => (this.#asking = null));
-      if (document.cookie !== cookies || (await this.#asking)) return this.fetch(path, { headers, ...options });
+      // Of several requests sent without the key, the last may be refused when the key is there already: then it is sent again.
+      const entered = document.cookie !== cookies;
+      if (!entered) this.#asking ??= this.askKey(cookies.includes("lookalike_key=")).finally(() => (this.#asking = null));
+      if (entered || (await this.#asking)) return this.fetch(path, { headers, ...options });
     }
     if (response.ok) return response;
     const body = await response.json().catch(() => ({}));
