@@ -127,7 +127,7 @@ class Catalog:
         photo = whole if crop is None else images.crop(whole, crop)
         snapshot = self.snapshot(refresh)
         vector = self.encoder.encode_photos(self.encoder.prepare(photo)[None])[0]
-        near = insights.neighbours(snapshot, vector) if len(snapshot) else []
+        near = insights.neighbours(snapshot, vector)
         box = colours.box(whole)
         return {
             "tags": insights.tags(snapshot, near),

@@ -72,7 +72,7 @@ def tags(snapshot: Snapshot, near: Sequence[Found], columns: Sequence[str] | Non
     """
     if not near:
         return []
-    products = np.array([f.product for f in near])
+    rows = snapshot.attributes_of([f.product for f in near])
     scores = np.array([f.score for f in near])
     weights = np.exp((scores - scores.max()) / SHARPNESS)
     out: list[dict[str, Any]] = []
@@ -89,11 +89,12 @@ def tags(snapshot: Snapshot, near: Sequence[Found], columns: Sequence[str] | Non
             out.append({"column": column, "role": role, "values": found})
 
     for column in snapshot.values if columns is None else columns:
-        codes, values = snapshot.codes(column)
-        vote(column, snapshot.role(column), [values[c] if c >= 0 else None for c in codes[products]])
+        values = [row.get(column) for row in rows]
+        # Flags are said as in facets and filters.
+        vote(column, snapshot.role(column), [str(v).lower() if isinstance(v, bool) else v for v in values])
     if "pattern" not in snapshot.values:
         # Most titles name none: without its share of all votes, a single title would decide.
-        vote("pattern", None, [pattern_of(snapshot.titles[p]) for p in products], float(weights.sum()))
+        vote("pattern", None, [pattern_of(snapshot.titles[f.product]) for f in near], float(weights.sum()))
     return out
 
 
@@ -125,7 +126,7 @@ def asked(
 
 def why(asked: Mapping[str, tuple[Value, str | None]], attributes: Mapping[str, Value], title: str) -> list[Reason]:
     """In what a hit agrees with what was asked, or differs; what is not known of it is left out."""
-    has = _with_pattern(attributes, title)
+    has = _with_pattern(attributes, title) if "pattern" in asked else attributes
     return [
         Reason(column, role, value, has[column], has[column] == value)
         for column, (value, role) in asked.items()

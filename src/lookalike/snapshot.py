@@ -304,17 +304,6 @@ class Snapshot:
         roles = self.manifest.roles if self.manifest else {}
         return next((role for role, name in roles.items() if name == column), None)
 
-    def codes(self, column: str) -> tuple[NDArray[np.intp], list[Any]]:
-        """A column of text as numbers per product, −1 where missing, and what they stand for."""
-        values = self.attributes[column].combine_chunks()
-        if isinstance(values, pa.ChunkedArray):
-            values = values.chunk(0)
-        if pa.types.is_boolean(values.type):
-            values = pc.if_else(values, "true", "false").dictionary_encode()
-        return pc.fill_null(values.indices, -1).to_numpy(zero_copy_only=False).astype(
-            np.intp
-        ), values.dictionary.to_pylist()
-
     # Searching
 
     def rank(

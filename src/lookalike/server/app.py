@@ -225,11 +225,14 @@ def _errors(app: FastAPI) -> None:
 
 
 def _searches(app: FastAPI, catalog: Catalog) -> None:
-    async def answer(fields: dict[str, Any], upload: bytes | None) -> dict[str, Any]:
+    def asked(fields: dict[str, Any], upload: bytes | None) -> types.Query:
         try:
-            query = SearchRequest.model_validate(fields).query(upload)
+            return SearchRequest.model_validate(fields).query(upload)
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
+
+    async def answer(fields: dict[str, Any], upload: bytes | None) -> dict[str, Any]:
+        query = asked(fields, upload)
 
         def work() -> dict[str, Any]:
             found = catalog.answer(query, refresh=False)
@@ -308,10 +311,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
     async def tag(request: Request) -> dict[str, Any]:
         """Attributes of any photo with their confidence, where the garment lies, and its colours; fields: image, crop."""
         fields, upload = await upload_of(request)
-        try:
-            query = SearchRequest.model_validate(fields).query(upload)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors()) from None
+        query = asked(fields, upload)
         if query.image is None:
             raise UsageError("no photo; send it in the field image")
         return await run_in_threadpool(catalog.tag, query.image, query.crop, refresh=False)
