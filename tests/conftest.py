@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,22 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA.name}: set LOOKALIKE_DATA to the folder that has them")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def torchvision_operators() -> None:
+    """timm and open_clip import torchvision, whose compiled operators do not load beside torch's CPU build everywhere."""
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(operators)  # they live as long as this does
+
+
+_KEPT: list[object] = []
