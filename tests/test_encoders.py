@@ -86,6 +86,7 @@ def test_an_encoder_directory_by_path(tmp_path: Path):
     assert encoders.load(str(copy)).id != builtin.id  # preprocessing is part of what it is
 
 
+@pytest.mark.usefixtures("torchvision_operators")
 def test_broken_encoders_are_told(tmp_path: Path):
     with pytest.raises(UsageError, match="no encoder 'nope'"):
         encoders.load("nope")

@@ -44,6 +44,9 @@ _SIGNATURE = re.compile(
     rb"|....ftyp(?:avi[fs]|m[is]f1.{4,40}avif)",
     re.DOTALL,
 )
+_FIT = re.compile(
+    r"(?P<mode>pad-white|pad-black|crop|squash)-(?P<filter>bicubic|bilinear|lanczos)(-(?P<fraction>\d?\.?\d+))?"
+)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -196,19 +199,43 @@ def thumbnail(image: Image.Image, width: int) -> bytes:
     return file.getvalue()
 
 
-def fit(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
-    """``image`` scaled to lie within ``height`` × ``width``, centred on white: uint8, (height, width, 3), RGB.
+def fit(image: Image.Image, height: int, width: int, how: str = "pad-white-bicubic") -> NDArray[np.uint8]:
+    """``image`` brought to ``height`` × ``width``: uint8, (height, width, 3), RGB.
 
-    Bicubic; where it shrinks more than fourfold, whole pixels are averaged first (``reducing_gap``), which costs a
-    fraction and looks the same. The same image gives the same array always. Raises ``UsageError`` for sides below 1.
+    Args:
+        image: any image.
+        height: pixels, at least 1.
+        width: pixels, at least 1.
+        how: MODE-FILTER, e.g. ``squash-bilinear``. ``pad-white``, ``pad-black``: scaled to lie within, centred on that colour.
+            ``crop``: scaled to cover, then the middle; ``crop-bicubic-0.875`` takes that fraction of the covering scale, as
+            ImageNet's networks are evaluated. ``squash``: sides scaled apart. Filters: bicubic, bilinear, lanczos.
+
+    Where it shrinks more than fourfold, whole pixels are averaged first (``reducing_gap``), which costs a fraction and looks
+    the same. The same image gives the same array always. Raises ``UsageError`` for sides below 1 and for another ``how``.
     """
     if height < 1 or width < 1:
         raise UsageError(f"an image is fitted into at least 1×1 pixels, not {width}×{height}")
-    # Scaled first and padded after: a photo of 50,000×1,000 padded first would be a bomb of our own making.
+    known = _FIT.fullmatch(how)
+    if not known or (known["fraction"] and known["mode"] != "crop") or not 0 < float(known["fraction"] or 1) <= 1:
+        raise UsageError(
+            f"no way {how!r} to fit an image; there are pad-white-bicubic, crop-bilinear-0.875, squash-lanczos …"
+        )
+    mode, filter_ = known["mode"], Image.Resampling[known["filter"].upper()]
+    rgb = image.convert("RGB")
+    if mode == "squash":
+        return np.array(rgb.resize((width, height), filter_, reducing_gap=2.0))
+    if mode == "crop":
+        # Only the part that stays is ever made: a strip of 100,000×10 scaled whole would be a bomb of our own making.
+        scale = max(height / image.height, width / image.width) / float(known["fraction"] or 1)
+        w, h = min(width / scale, image.width), min(height / scale, image.height)  # rounding may pass the edge
+        x, y = (image.width - w) / 2, (image.height - h) / 2
+        box = (x, y, min(x + w, image.width), min(y + h, image.height))
+        return np.array(rgb.resize((width, height), filter_, box=box, reducing_gap=2.0))
+    # Scaled first and padded after, for the same reason.
     scale = min(height / image.height, width / image.width)
     inner = (min(width, max(1, round(image.width * scale))), min(height, max(1, round(image.height * scale))))
-    small = image.convert("RGB").resize(inner, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    canvas = np.full((height, width, 3), 255, np.uint8)
+    small = rgb.resize(inner, filter_, reducing_gap=2.0)
+    canvas = np.full((height, width, 3), 255 if mode == "pad-white" else 0, np.uint8)
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
     canvas[top : top + inner[1], left : left + inner[0]] = np.asarray(small)
     return canvas

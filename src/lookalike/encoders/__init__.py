@@ -11,15 +11,16 @@ __all__ = ["Encoder", "load"]
 
 
 def load(name: str = "builtin", threads: int = 0) -> Encoder:
-    """The encoder of this name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite.
+    """The encoder of this name.
 
     Args:
-        name: see above.
+        name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite, or what
+            ``encoders.torch`` knows.
         threads: cores for one call, 0 for all.
 
     Raises:
-        UsageError: no such encoder.
-        InputError: its files are missing or damaged.
+        UsageError: no such encoder, or an extra is missing.
+        InputError: its files are missing or damaged, or cannot be fetched.
     """
     match name:
         case "fake":
@@ -43,7 +44,11 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
 
             return OnnxEncoder(Path(name).resolve(), threads)
         case _:
-            raise UsageError(
-                f"no encoder {name!r}; there are builtin, fake, colour-histogram, any directory that holds an "
-                "encoder.json, and .tflite files of photo features"
-            )
+            try:
+                from lookalike.encoders.torch import by_name
+            except ImportError as error:
+                raise UsageError(
+                    f"no encoder {name!r} without torch: pip install 'lookalike[torch]'; there are builtin, fake, "
+                    "colour-histogram, any directory that holds an encoder.json, and .tflite files of photo features"
+                ) from error
+            return by_name(name, threads)

@@ -1,12 +1,41 @@
-"""Encoders that run in torch (extra ``torch``): what they share with training and export."""
+"""Encoders that run in torch (extra ``torch``): timm's backbones, and what they share with training and export.
+
+A name is timm's own (``resnet50``), one of ``NAMES``, ``hf-hub:owner/name[@revision]``, a directory as timm's hub has them
+(config.json beside model.safetensors), or NAME@PATH: that architecture with the weights of a local .safetensors file, or of the
+directory that holds one. Weights are safetensors only: other formats can run code when they are read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor, nn
+
+from lookalike import images
+from lookalike.encoders.base import Vectors
+from lookalike.errors import InputError, UsageError
+
+NAMES = {
+    "inception-v3": "inception_v3",
+    "xception": "legacy_xception",  # Chollet's own, https://arxiv.org/abs/1610.02357
+    "mobilenetv3": "mobilenetv3_large_100",
+}
+"""Names of the field that timm spells otherwise."""
+
+WEIGHTS = "model.safetensors"
+BATCH = 32
+"""Photos that go through a net at once: more only takes memory."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +56,8 @@ class Backbone:
     """A photo net without its classifier.
 
     ``net(x)``: normalised float (n, 3, height, width) → pooled features (n, ``dim``); ``net.forward_features(x)`` → maps
-    (n, c, h, w). ``digest`` is of the weights.
+    (n, c, h, w), of a transformer its tokens (n, t, c). ``digest`` is of the weights; ``source`` says where they came from:
+    ``hub`` and ``revision``, or ``file``, and ``licence`` where known.
     """
 
     net: nn.Module
@@ -35,6 +65,7 @@ class Backbone:
     preprocess: Preprocess
     name: str
     digest: str
+    source: dict[str, str] = field(default_factory=dict)
 
 
 class PhotoNet(nn.Module):
@@ -56,3 +87,232 @@ class PhotoNet(nn.Module):
         """Unit vectors (n, dim)."""
         out: Tensor = F.normalize(self.net(self.normalised(pixels)).float(), dim=-1)
         return out
+
+
+class TorchEncoder:
+    """A photo net in torch as an ``Encoder``. Calls may come from several threads at once."""
+
+    reads_text = False
+
+    def __init__(self, backbone: Backbone, name: str = "", threads: int = 0, device: str = ""):
+        """Wrap ``backbone``.
+
+        Args:
+            backbone: its net is put into evaluation mode, and onto the device.
+            name: what the user typed, by default the backbone's name.
+            threads: cores, 0 for all; torch has one such setting for the whole process.
+            device: ``cpu``, ``cuda`` …; by default cuda where there is one.
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        self.backbone, self.name = backbone, name or backbone.name
+        self.preprocess, self.dim, self.size = backbone.preprocess, backbone.dim, backbone.preprocess.size
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.photo = PhotoNet(backbone.net, backbone.preprocess).eval().to(self.device)
+        self.id = f"{backbone.name}-{identity(backbone.digest, backbone.preprocess)}"
+
+    def prepare(self, image: Image) -> NDArray[np.uint8]:
+        """As ``Encoder.prepare``."""
+        return images.fit(image, *self.size, self.preprocess.fit)
+
+    @torch.inference_mode()
+    def encode_photos(self, pixels: NDArray[np.uint8]) -> Vectors:
+        """As ``Encoder.encode_photos``."""
+        out = np.empty((len(pixels), self.dim), np.float32)
+        for at in range(0, len(pixels), BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[at : at + BATCH])).to(self.device)
+            out[at : at + BATCH] = self.photo(batch).cpu().numpy()
+        return out
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        """Always raises UsageError."""
+        raise UsageError(f"the encoder {self.name} reads photos only; search by photo, or use another --encoder")
+
+
+def by_name(name: str, threads: int = 0) -> TorchEncoder:
+    """The encoder of this name; raises as ``backbone``."""
+    return TorchEncoder(backbone(name), name, threads)
+
+
+def identity(digest: str, preprocess: Preprocess) -> str:
+    """12 hex characters of weights and preprocessing together."""
+    return hashlib.sha256(json.dumps([digest, asdict(preprocess)]).encode()).hexdigest()[:12]
+
+
+def backbone(name: str) -> Backbone:
+    """The net of this name in timm, without its classifier and with its own preprocessing; see the module's docstring.
+
+    Raises:
+        UsageError: no such net, or the extra is missing.
+        InputError: the weights cannot be fetched, are damaged, of another net or no safetensors.
+    """
+    timm = extra("timm")
+    called, at, path = ("", "", "") if name.startswith("hf-hub:") else name.rpartition("@")
+    local = Path(path).expanduser().resolve() if at else None
+    arguments: dict[str, Any] = {}
+    config: dict[str, Any] | None = None
+    if Path(name).is_dir() or name.startswith("hf-hub:"):
+        described, weights, source = fetch(name, "config.json", WEIGHTS)
+        try:
+            told = json.loads(described.read_text("utf-8"))
+            architecture, arguments = str(told["architecture"]), told.get("model_args") or {}
+            config = told.get("pretrained_cfg") or {}
+        except (KeyError, ValueError, AttributeError) as error:
+            raise InputError(f"{described}: not as timm's hub has it ({error!r}); it names no architecture") from error
+        label = (
+            name.partition(":")[2].partition("@")[0].rpartition("/")[2] if ":" in name else Path(name).resolve().name
+        )
+    else:
+        label = called if at else name
+        architecture = NAMES.get(label, label)
+        known = timm.models.get_pretrained_cfg(architecture) if timm.is_model(architecture.partition(".")[0]) else None
+        if known is None:
+            raise UsageError(
+                f"no encoder {name!r}: timm knows no {architecture!r}; lookalike encoders lists what there is"
+            )
+        hub = known.hf_hub_id or f"timm/{known.architecture}.{known.tag}"
+        if local is not None:
+            weights, source = safetensors_at(local), {"file": str(local)}
+        else:
+            weights, source = fetch(f"hf-hub:{hub}", WEIGHTS, instead=f"{label}@FILE")[-2:]
+        source |= {"licence": known.license} if known.license and local is None else {}
+    if not timm.is_model(architecture.partition(".")[0]):
+        raise InputError(f"{name}: timm {timm.__version__} has no architecture {architecture!r}; a newer one may")
+    net = timm.create_model(architecture, pretrained=False, pretrained_cfg=config, num_classes=0, **arguments)
+    _without_classifier(net, weights)
+    if hasattr(net, "pre_logits"):  # VGG's two wide layers are its classifier, too
+        net.pre_logits = nn.Identity()
+        net.num_features = net.head_hidden_size = net.feature_info[-1]["num_chs"]
+    told = timm.data.resolve_model_data_config(net)
+    mode = {"squash": "squash"}.get(told["crop_mode"], "crop")
+    fit = f"{mode}-{told['interpolation']}" + (f"-{told['crop_pct']:g}" if mode == "crop" else "")
+    size = (int(told["input_size"][1]), int(told["input_size"][2]))
+    preprocess = Preprocess(size, tuple(told["mean"]), tuple(told["std"]), fit)
+    with torch.inference_mode():
+        dim = net.eval()(torch.zeros(1, 3, *size)).shape[-1]
+    return Backbone(net, int(dim), preprocess, label, digest_of(weights), source)
+
+
+def extra(module: str) -> Any:
+    """Import what the extra ``torch`` brings. Raises UsageError where it is missing or cannot be loaded."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"this encoder wants {error.name or module}: pip install 'lookalike[torch]'") from error
+    except RuntimeError as error:  # torchvision, when it was built for another torch
+        raise UsageError(
+            f"{module} cannot be loaded ({str(error)[:200]}); install torch and torchvision of one release: "
+            "pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def fetch(name: str, *files: str, instead: str = "DIRECTORY") -> tuple[Any, ...]:
+    """The paths of ``files`` and where they came from, of a directory or of ``hf-hub:owner/name[@revision]``.
+
+    Raises InputError, which says what to download and that ``--encoder`` ``instead`` works then.
+    """
+    if not name.startswith("hf-hub:"):
+        directory = Path(name).resolve()
+        for file in files:
+            if not (directory / file).is_file():
+                safetensors_at(directory)  # says what there is instead
+                raise InputError(f"{directory}: has no {file}")
+        return (*[directory / file for file in files], {"file": str(directory)})
+    hub = extra("huggingface_hub")
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+    paths = []
+    for file in files:
+        try:
+            paths.append(Path(hub.hf_hub_download(repository, file, revision=revision or None)))
+        except Exception as error:  # its own errors, those of its HTTP client, the disk's
+            kind = type(error).__name__
+            if kind == "EntryNotFoundError" and file == WEIGHTS:
+                raise InputError(
+                    f"{name}: has no {WEIGHTS}, and other formats can run code when they are read; {CONVERT}"
+                ) from error
+            at = f"https://huggingface.co/{repository}"
+            wanted = instead.replace("FILE", f"/path/to/{WEIGHTS}").replace("DIRECTORY", "/path/to/the/directory")
+            raise InputError(
+                f"{name}: {file} could not be fetched ({kind}); download {', '.join(files)} from {at} on a machine that "
+                f"reaches it, copy here, and use --encoder {wanted}"
+            ) from error
+    # …/snapshots/COMMIT/FILE
+    commit = paths[-1].parent.name if paths[-1].parent.parent.name == "snapshots" else revision
+    return (*paths, {"hub": repository} | ({"revision": commit} if commit else {}))
+
+
+def safetensors_at(path: Path) -> Path:
+    """The file of weights that ``path`` is, or that the directory ``path`` holds.
+
+    Raises InputError: there is none, or not as safetensors.
+    """
+    if path.is_dir():
+        found = [path / WEIGHTS] if (path / WEIGHTS).is_file() else sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            others = [f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth")]
+            if others and not found:
+                raise InputError(f"{path / others[0]}: can run code when it is read, and is not; {CONVERT}")
+            raise InputError(f"{path}: holds {len(found)} .safetensors files; give the path of one")
+        return found[0]
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or directory of weights")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: no .safetensors, and other formats can run code when they are read; {CONVERT}")
+    return path
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file. Raises InputError where it is damaged."""
+    try:
+        tensors: dict[str, Tensor] = extra("safetensors.torch").load_file(file)
+    except UsageError:
+        raise
+    except Exception as error:  # safetensors raises its own bare ones
+        raise InputError(f"{file}: damaged, or no safetensors ({str(error)[:200]}); download it again") from error
+    return tensors
+
+
+def digest_of(file: Path) -> str:
+    """12 hex characters of the SHA-256 of a file."""
+    with file.open("rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def fill(net: nn.Module, state: dict[str, Tensor], file: Path, spare: Sequence[str] = ()) -> None:
+    """Load ``state`` of ``file`` into ``net``, all of it but what begins with one of ``spare``.
+
+    Raises InputError: it is of another net.
+    """
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # other shapes
+        raise InputError(f"{file}: of another net ({str(error).splitlines()[1].strip()[:200]})") from error
+    unexpected = [key for key in unexpected if not key.startswith(tuple(spare))]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        what = f"has no {missing[0]}" if missing else f"has {unexpected[0]}, which is none of its parts"
+        raise InputError(f"{file}: of another net ({what}); name the one that it was trained as")
+
+
+def _without_classifier(net: Any, file: Path) -> None:
+    """Load timm's weights, in today's or an older spelling, and leave out what classifies."""
+    state = read_weights(file)
+    config = net.pretrained_cfg
+    heads = config.get("classifier") or ()
+    heads = [heads] if isinstance(heads, str) else list(heads)
+    respell = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if respell is not None and not set(net.state_dict()) <= set(state):
+        state = respell(state, net)
+    fill(net, state, file, [*[f"{head}." for head in heads], "AuxLogits."])
+
+
+CONVERT = (
+    'convert it once, where you trust it: python -c "import sys; from torch import load; from safetensors.torch import '
+    'save_file; save_file({k: v.contiguous() for k, v in load(sys.argv[1], weights_only=True).items()}, sys.argv[2])" '
+    "OLD model.safetensors"
+)
