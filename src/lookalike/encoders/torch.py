@@ -139,11 +139,15 @@ def identity(digest: str, preprocess: Preprocess) -> str:
     return hashlib.sha256(json.dumps([digest, asdict(preprocess)]).encode()).hexdigest()[:12]
 
 
-def backbone(name: str) -> Backbone:
-    """The net of this name in timm, without its classifier and with its own preprocessing; see the module's docstring.
+def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
+    """The net of this name in timm, without its classifier and with its own preprocessing.
+
+    Args:
+        name: see the module's docstring.
+        size: (height, width) of the photos, where they should not be as the net was evaluated.
 
     Raises:
-        UsageError: no such net, or the extra is missing.
+        UsageError: no such net, or the extra is missing, or it takes no other size.
         InputError: the weights cannot be fetched, are damaged, of another net or no safetensors.
     """
     timm = extra("timm")
@@ -186,10 +190,15 @@ def backbone(name: str) -> Backbone:
     told = timm.data.resolve_model_data_config(net)
     mode = {"squash": "squash"}.get(told["crop_mode"], "crop")
     fit = f"{mode}-{told['interpolation']}" + (f"-{told['crop_pct']:g}" if mode == "crop" else "")
-    size = (int(told["input_size"][1]), int(told["input_size"][2]))
-    preprocess = Preprocess(size, tuple(told["mean"]), tuple(told["std"]), fit)
-    with torch.inference_mode():
-        dim = net.eval()(torch.zeros(1, 3, *size)).shape[-1]
+    own = (int(told["input_size"][1]), int(told["input_size"][2]))
+    if size is not None and size != own and hasattr(net, "set_input_size"):  # transformers; others take any
+        net.set_input_size(size)
+    preprocess = Preprocess(size or own, tuple(told["mean"]), tuple(told["std"]), fit)
+    try:
+        with torch.inference_mode():
+            dim = net.eval()(torch.zeros(1, 3, *preprocess.size)).shape[-1]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(f"{name}: takes no photos of {preprocess.size[1]}×{preprocess.size[0]} ({error})") from error
     return Backbone(net, int(dim), preprocess, label, digest_of(weights), source)
 
 

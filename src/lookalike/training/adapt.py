@@ -204,17 +204,41 @@ def _real(values: dict[str, NDArray[Any]], name: str) -> Tensor:
     return torch.from_numpy((codes - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape))
 
 
-def _photo_tower(values: dict[str, NDArray[Any]]) -> PhotoTower:
-    layers = 1 + max(int(name.split(".")[1]) for name in values if name.startswith("layers."))
-    weight = _real(values, "project.weight")
-    width = len(_real(values, "layers.0.conv.bias")) / 32
-    tower = PhotoTower(weight.shape[0], frozen=layers, width=width)  # all "frozen": none has batch normalisation
+def load_trunk(directory: Path) -> nn.ModuleList:
+    """The convolutions of a directory whose photo net has a ``PhotoTower``'s, whatever stands behind them.
+
+    Raises:
+        InputError: it has none, or not as ``training.export`` writes them.
+    """
+    try:
+        values = _initializers(onnx.load(directory / "photo.onnx"))
+        return _layers(values, 1).layers
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{directory}: its photo net is not the built-in's ({error}); begin with what it was made of"
+        ) from error
+
+
+def _layers(values: dict[str, NDArray[Any]], dim: int) -> PhotoTower:
+    """A tower with the stored convolutions; its projection is new."""
+    first = next((name for name in values if "layers.0.conv.bias" in name), "layers.0.conv.bias")
+    prefix = first.partition("layers.")[0]
+    layers = [int(name.removeprefix(prefix).split(".")[1]) for name in values if name.startswith(f"{prefix}layers.")]
+    width = len(_real(values, f"{prefix}layers.0.conv.bias")) / 32
+    tower = PhotoTower(dim, frozen=1 + max(layers), width=width)  # all "frozen": none has batch normalisation
     with torch.no_grad():
         for n, layer in enumerate(tower.layers):
             assert isinstance(layer, Conv)
             assert layer.conv.bias is not None
-            layer.conv.weight.copy_(_real(values, f"layers.{n}.conv.weight"))
-            layer.conv.bias.copy_(_real(values, f"layers.{n}.conv.bias"))
+            layer.conv.weight.copy_(_real(values, f"{prefix}layers.{n}.conv.weight"))
+            layer.conv.bias.copy_(_real(values, f"{prefix}layers.{n}.conv.bias"))
+    return tower
+
+
+def _photo_tower(values: dict[str, NDArray[Any]]) -> PhotoTower:
+    weight = _real(values, "project.weight")
+    tower = _layers(values, weight.shape[0])
+    with torch.no_grad():
         tower.project.weight.copy_(weight)
         tower.project.bias.copy_(_real(values, "project.bias"))
     return tower

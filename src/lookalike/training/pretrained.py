@@ -1,7 +1,8 @@
-"""Starting points that were learnt elsewhere: MobileNetV1 from its 8-bit file, word pieces from MiniLM."""
+"""Starting points: any encoder's photo net, MobileNetV1 from its 8-bit file, a net without weights; word pieces from MiniLM."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,69 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import nn
 
+from lookalike.encoders import torch as encoders
+from lookalike.encoders.torch import Backbone, Preprocess, digest_of
 from lookalike.errors import InputError
-from lookalike.training.towers import Conv, PhotoTower
+from lookalike.training.towers import WIDTHS, Conv, PhotoTower, SimpleCNN, Trunk
+
+MOBILENET = Preprocess((128, 96), (128 / 255,) * 3, (128 / 255,) * 3)
+"""What ``PhotoTower`` takes: −1 … 1."""
+
+
+def start(name: str, size: tuple[int, int] | None = None) -> Backbone:
+    """A photo net to begin a training with.
+
+    Args:
+        name: ``simple-cnn`` (no weights), MobileNetV1's ``.tflite``, ``builtin`` or the directory of another encoder that was
+            trained here, or what ``encoders.torch.backbone`` knows.
+        size: (height, width) other than the net's own.
+
+    Raises:
+        UsageError: no such net, or it takes no other size.
+        InputError: its weights are missing or damaged, or cannot be fetched.
+    """
+    if name == "simple-cnn":
+        found = Backbone(SimpleCNN(), 256, Preprocess((128, 96)), name, "scratch")
+    elif name.endswith(".tflite") and "@" not in name:
+        found = mobilenet(Path(name).resolve())
+    elif name == "builtin" or Path(name, "encoder.json").is_file():
+        found = _exported(name)
+    else:
+        return encoders.backbone(name, size)
+    return found if size is None else replace(found, preprocess=replace(found.preprocess, size=size))
+
+
+def mobilenet(file: Path, norm: bool = False) -> Backbone:
+    """MobileNetV1's convolutions from its 8-bit file: 1024 features.
+
+    Args:
+        file: as ``load_mobilenet`` takes it.
+        norm: with batch normalisation, which computes the same only after ``towers.calibrate`` saw some photos; without, it
+            is folded into the weights, and training and evaluation compute the same from the start.
+
+    Raises:
+        InputError: see ``load_mobilenet``.
+    """
+    tower = PhotoTower(1, frozen=0 if norm else len(WIDTHS))
+    load_mobilenet(tower, file)
+    return Backbone(Trunk(tower.layers), 1024, MOBILENET, "mobilenet-v1", digest_of(file), {"file": str(file)})
+
+
+def _exported(name: str) -> Backbone:
+    """The convolutions of the built-in model, or of an encoder directory that has the same."""
+    from lookalike.encoders import load
+    from lookalike.encoders.onnx import OnnxEncoder
+    from lookalike.training.adapt import load_trunk
+
+    encoder = load(name)
+    if not isinstance(encoder, OnnxEncoder):
+        raise InputError(f"{name}: not one photo net; begin with one of those that it is made of")
+    layers = load_trunk(encoder.directory)
+    last = layers[-1]
+    assert isinstance(last, Conv)
+    digest, preprocess = encoder.id.rpartition("-")[2], replace(MOBILENET, size=encoder.size)
+    label = encoder.id.rpartition("-")[0]
+    return Backbone(Trunk(layers), last.conv.out_channels, preprocess, label, digest, {"file": str(encoder.directory)})
 
 
 def load_mobilenet(tower: PhotoTower, file: Path) -> None:

@@ -72,20 +72,64 @@ class PhotoTower(nn.Module):
         pixels = (photos.permute(0, 3, 1, 2).float() - 128.0) / 128.0
         return F.normalize(self.project(self.pooled(pixels)), dim=-1)
 
-    @torch.no_grad()
     def calibrate(self, pixels: Tensor) -> None:
-        """Set each batch normalisation so that the net computes what its folded weights computed, on this batch."""
-        x = pixels
+        """As the function ``calibrate``."""
+        calibrate(self.layers, pixels)
+
+
+class Trunk(nn.Module):
+    """The convolutions of a ``PhotoTower`` alone: floats (n, 3, h, w) in −1 … 1 → average of each map (n, channels)."""
+
+    def __init__(self, layers: nn.ModuleList):
+        super().__init__()
+        self.layers = layers
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps (n, channels, h / 32, w / 32)."""
         for layer in self.layers:
-            assert isinstance(layer, Conv)
-            y = layer.conv(F.pad(x, layer.pad) if layer.pad else x)
-            if isinstance(layer.norm, nn.BatchNorm2d):
-                mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3))
-                layer.norm.running_mean, layer.norm.running_var = mean.clone(), var.clone()
-                layer.norm.weight.copy_((var + layer.norm.eps).sqrt())
-                layer.norm.bias.add_(mean)  # the folded bias was loaded into it
-                y = F.batch_norm(y, mean, var, layer.norm.weight, layer.norm.bias, eps=layer.norm.eps)
-            x = F.relu6(y)
+            x = layer(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, channels)."""
+        return self.forward_features(x).mean((2, 3))
+
+
+class SimpleCNN(nn.Module):
+    """The usual first net: four blocks of convolution, batch normalisation, ReLU, maximum of 2 × 2; then the average."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256)):
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for inputs, outputs in zip((3, *widths), widths, strict=False):
+            convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Maps (n, channels, h / 16, w / 16)."""
+        out: Tensor = self.blocks(x)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, channels)."""
+        return self.forward_features(x).mean((2, 3))
+
+
+@torch.no_grad()
+def calibrate(layers: nn.ModuleList, pixels: Tensor) -> None:
+    """Set each batch normalisation so that the net computes what its folded weights computed, on this batch."""
+    x = pixels
+    for layer in layers:
+        assert isinstance(layer, Conv)
+        y = layer.conv(F.pad(x, layer.pad) if layer.pad else x)
+        if isinstance(layer.norm, nn.BatchNorm2d):
+            mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3))
+            layer.norm.running_mean, layer.norm.running_var = mean.clone(), var.clone()
+            layer.norm.weight.copy_((var + layer.norm.eps).sqrt())
+            layer.norm.bias.add_(mean)  # the folded bias was loaded into it
+            y = F.batch_norm(y, mean, var, layer.norm.weight, layer.norm.bias, eps=layer.norm.eps)
+        x = F.relu6(y)
 
 
 class TextTower(nn.Module):
