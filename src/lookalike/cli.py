@@ -10,16 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
 
 from lookalike import __version__
 from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
+from lookalike.training.options import RECIPES, Options
 
 if TYPE_CHECKING:
     from lookalike.catalog import Catalog
     from lookalike.feedback import Vote
+    from lookalike.sources import Source
 
 app = typer.Typer(
     help="Visual search for fashion catalogues: by photo, by words, or by both.",
@@ -639,6 +641,89 @@ def train_adapt(
         typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
     else:
         typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+def _recipe(name: str, kind: type[Options]) -> None:
+    """A command of ``train`` whose options are the fields of ``kind``."""
+    import inspect
+    from dataclasses import fields
+
+    def command(**given: Any) -> None:
+        from lookalike.sources import open_source
+        from lookalike.training.options import checked
+
+        source, out, work, map_, as_json = (given.pop(n) for n in ("source", "out", "work", "map_", "as_json"))
+        options, roles = checked(kind(**given)), _roles(map_ or [])
+        _trained(name, open_source(source, roles), out, work, options, roles, as_json)
+
+    hints = get_type_hints(_common, include_extras=True)
+    parameters = {n: p.replace(annotation=hints[n]) for n, p in inspect.signature(_common).parameters.items()}
+    as_json = parameters.pop("as_json")
+    for f in fields(kind):
+        default = ", ".join(f.metadata["among"])
+        text = f.metadata["help"] + (f" One of: {default}." if default else "")
+        flags = [f"--{f.name}/--no-{f.name}"] if isinstance(f.default, bool) else [f"--{f.name.replace('_', '-')}"]
+        parameters[f.name] = inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+            annotation=Annotated[type(f.default), typer.Option(*flags, help=text)],
+        )  # fmt: skip
+    parameters["as_json"] = as_json
+    signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters.values()])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    train_app.command(name, help=f"{(kind.__doc__ or '').strip()} See docs/training.md.")(command)
+
+
+def _common(
+    source: Annotated[str, typer.Argument(help="Your catalogue: a folder, a table, a dataset's layout, as for index.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
+    work: Annotated[
+        Path, typer.Option(help="Checkpoints, logs, plots, report; a second run goes on from here.")
+    ] = Path("work"),
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """What every recipe's command has beside its hyper-parameters."""
+
+
+def _trained(
+    name: str, source: Source, out: Path, work: Path, options: Options, roles: dict[str, str], as_json: bool
+) -> None:
+    try:
+        from lookalike.training import run
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    found = run.main(name, source, out, work, options, roles, lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    typer.echo(f"{found['held_out']} of {found['photos']} photos held out; mean [95% interval], before → after")
+    for figure, before in found["before"].items():
+        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][figure])]
+        typer.echo(f"  {figure}: {' → '.join(cells)}")
+    better = "better than the start" if found["better"] else "NOT clearly better than the start"
+    typer.echo(f"{better}; {found['seconds']:.0f} s of training; report: {work / 'report.html'}")
+    typer.echo(f"written to {out}; use it: lookalike index SOURCE --encoder {out} --catalog NEW")
+
+
+@train_app.command("again")
+def train_again(
+    config: Annotated[Path, typer.Argument(help="config.json of a run's --work.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
+    work: Annotated[Path, typer.Option(help="A new folder for checkpoints, logs, plots, report.")],
+    source: Annotated[Optional[str], typer.Option(help="Where the photos lie now, if not there.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Run a recipe again, from the config.json that every run saves."""
+    from lookalike.sources import open_source
+    from lookalike.training.options import from_json
+
+    name, place, roles, options = from_json(config)
+    _trained(name, open_source(source or place, roles), out, work, options, roles, as_json)
+
+
+for _name, _kind in RECIPES.items():
+    _recipe(_name, _kind)
 
 
 def _votes(catalog: Path) -> list[Vote]:

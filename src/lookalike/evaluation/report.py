@@ -29,6 +29,7 @@ figure img { width: 96px; height: 128px; object-fit: contain; background: #fff;
   border: 2px solid var(--line); border-radius: 4px; }
 figure.good img { border-color: var(--good); }
 figcaption { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; }
+.plot { max-width: 100%; background: #fff; border-radius: 4px; }
 .miss { color: var(--bad); }
 svg text { fill: var(--soft); font-size: 12px; } svg .axis { stroke: var(--line); }
 """
@@ -42,6 +43,11 @@ def write(report: Report, file: Path) -> None:
     if report.get("curves"):
         title = report.get("about_curves", "By the number of hits")
         parts.append(f"<h2>{escape(title)}</h2>" + _curves(report["curves"]))
+    for name, picture in report.get("pictures", ()):
+        data = base64.b64encode(Path(picture).read_bytes()).decode()
+        parts.append(
+            f'<h2>{escape(name)}</h2><img class="plot" alt="{escape(name)}" src="data:image/png;base64,{data}">'
+        )
     if report.get("confusion"):
         parts.append("<h2>Confusion</h2><p>Rows: what was asked; columns: what was found; in percent.</p>")
         parts.append(_confusion(report["confusion"]))
