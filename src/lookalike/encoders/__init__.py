@@ -14,8 +14,8 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
     """The encoder of this name.
 
     Args:
-        name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite, or what
-            ``encoders.torch`` knows.
+        name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite, what
+            ``encoders.torch`` knows, or ``minilm+NAME`` (``encoders.text``).
         threads: cores for one call, 0 for all.
 
     Raises:
@@ -35,6 +35,12 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
             from lookalike.encoders.baselines import ColourHistogram
 
             return ColourHistogram()
+        case _ if name.startswith(("minilm+", "minilm@")):
+            try:
+                from lookalike.encoders import text
+            except ImportError as error:
+                raise UsageError(f"{name} wants {error.name or error}: pip install 'lookalike[torch]'") from error
+            return text.by_name(name, threads)
         case _ if name.endswith(".tflite"):
             from lookalike.encoders.baselines import TFLiteFeatures
 
