@@ -618,6 +618,45 @@ def train_adapt(
         typer.echo("not clearly better: nothing was written, keep the model that you have")
 
 
+@train_app.command("ensemble")
+def train_ensemble(
+    source: Annotated[str, typer.Argument(help="Your catalogue: a folder or a table, as for index.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="The members, ensemble:A+B: photo encoders of any kind.")],
+    out: Annotated[Path, typer.Option(help="Where the new encoder's directory is written.")],
+    label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A column that neighbours should share, or its role; may be repeated. By default category."),
+    ] = None,
+    how: Annotated[
+        str, typer.Option(help="average, concat or pca; by default what is best on the validation split.")
+    ] = "",
+    work: Annotated[Path, typer.Option(help="The members' features; a second run goes on from here.")] = Path("work"),
+    seed: Annotated[int, typer.Option(help="Of whatever is drawn.")] = 0,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    report: Annotated[Optional[Path], typer.Option("--report", help="Also write a page, .html.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Fit several photo encoders as one to your own catalogue, measured beside its members on products held out."""
+    from lookalike.sources import open_source
+
+    try:
+        import sklearn  # noqa: F401 (what is missing is said before anything is read)
+
+        from lookalike.training import ensemble
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    opened = open_source(source, _roles(map_ or []))
+    say = lambda line: typer.echo(line, err=True)  # noqa: E731
+    try:
+        found, made = ensemble.main(opened, encoder, label or ["category"], out, work, how, seed, say)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the features are kept, run the same command to go on", err=True)
+        raise typer.Exit(130) from None
+    _reported({**found, "written": made} if as_json else found, report, as_json)
+    if not as_json:
+        typer.echo(f"written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
+
+
 def _votes(catalog: Path) -> list[Vote]:
     """A catalog's votes. Raises InputError where there are none."""
     from lookalike.feedback import read

@@ -15,7 +15,7 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
 
     Args:
         name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite, what
-            ``encoders.torch`` knows, or ``minilm+NAME`` (``encoders.text``).
+            ``encoders.torch`` knows, ``minilm+NAME`` (``encoders.text``), or ``ensemble:A+B``.
         threads: cores for one call, 0 for all.
 
     Raises:
@@ -41,14 +41,20 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
             except ImportError as error:
                 raise UsageError(f"{name} wants {error.name or error}: pip install 'lookalike[torch]'") from error
             return text.by_name(name, threads)
+        case _ if name.startswith("ensemble:"):
+            from lookalike.encoders import ensemble
+
+            return ensemble.by_name(name, threads)
         case _ if name.endswith(".tflite"):
             from lookalike.encoders.baselines import TFLiteFeatures
 
             return TFLiteFeatures(Path(name).resolve())
         case _ if Path(name, "encoder.json").is_file():
+            from lookalike.encoders import ensemble
             from lookalike.encoders.onnx import OnnxEncoder
 
-            return OnnxEncoder(Path(name).resolve(), threads)
+            directory = Path(name).resolve()
+            return ensemble.fitted(directory, threads) or OnnxEncoder(directory, threads)
         case _:
             try:
                 from lookalike.encoders.torch import by_name

@@ -46,11 +46,11 @@ class OnnxEncoder:
             for file in files:
                 digest.update((directory / file).read_bytes())
             self.id = f"{config['name']}-{digest.hexdigest()[:12]}"
-            self._photo = _session(directory / config["photo"], threads or os.cpu_count() or 1)
+            self._photo = session(directory / config["photo"], threads or os.cpu_count() or 1)
             if self.reads_text:
                 from tokenizers import Tokenizer
 
-                self._text = _session(directory / config["text"], 1)  # too small to be worth sharing between cores
+                self._text = session(directory / config["text"], 1)  # too small to be worth sharing between cores
                 self._tokenizer = Tokenizer.from_file(str(directory / config["tokenizer"]))
                 self._tokenizer.enable_truncation(self.max_tokens)
                 self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
@@ -88,7 +88,8 @@ class OnnxEncoder:
         return self.reads_text and len(self._tokenizer.encode(word, add_special_tokens=False).ids) == 1
 
 
-def _session(file: Path, threads: int) -> Any:
+def session(file: Path, threads: int) -> Any:
+    """An ONNX file, ready to run on so many cores."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
