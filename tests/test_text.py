@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import lookalike
 from conftest import COLOURS, draw, write_csv
@@ -19,11 +21,13 @@ from lookalike import encoders, images
 from lookalike.encoders.base import Encoder, photo_dim
 from lookalike.encoders.baselines import ColourHistogram
 from lookalike.encoders.fake import FakeEncoder
+from lookalike.encoders.onnx import OnnxEncoder
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import kagl
 from lookalike.indexes.lexical import words_of
 from lookalike.indexing import description
 from lookalike.search import Query
+from lookalike.training.export import export_encoder
 from lookalike.types import Product
 
 pytestmark = pytest.mark.usefixtures("torchvision_operators")
@@ -378,3 +382,69 @@ def test_wrong_names_are_told(minilm: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UsageError, match=r"pip install 'lookalike\[torch\]'"):
         encoders.load(f"minilm@{minilm}+fake")
+
+
+# Exported
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory, torchvision_operators: None) -> str:
+    """timm's smallest residual net with random weights, as a name."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("resnet") / "model.safetensors"
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), file)
+    return f"test_resnet@{file}"
+
+
+def red(encoder: Encoder) -> np.ndarray:
+    return encoder.prepare(Image.new("RGB", (60, 80), "red"))[None]
+
+
+@pytest.mark.parametrize("photo", ["builtin", "timm"])
+def test_exported_it_is_the_same_encoder_without_torch(photo: str, minilm: Path, resnet: str, tmp_path: Path):
+    name = f"minilm@{minilm}+{resnet if photo == 'timm' else photo}"
+    made = export_encoder(name, tmp_path / "out")
+    assert made["texts"] >= 0.9999
+    before, after = encoders.load(name), encoders.load(str(tmp_path / "out"))
+    assert isinstance(after, OnnxEncoder)
+    assert (after.id, after.dim, photo_dim(after)) == (before.id, before.dim, photo_dim(before))
+    texts = ["red shirt for men", "", "a dress " * 1000]
+    assert np.allclose(after.encode_texts(texts), before.encode_texts(texts), atol=1e-4)
+    assert np.allclose(after.encode_photos(red(after)), before.encode_photos(red(before)), atol=1e-3)
+    assert after.knows("dress")
+    assert not after.knows("drress")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['sentence_transformers'] = None\n"
+        f"import lookalike; c = lookalike.open({str(tmp_path / 'c')!r}, encoder={str(tmp_path / 'out')!r})\n"
+        f"c.index({str(draw_two(tmp_path))!r}); print(c.search('blue bag')[0].id, c.search('red shirt')[0].id)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["b", "a"]
+    catalog = lookalike.open(tmp_path / "c", encoder=name)  # made by the one, opened by the other
+    assert catalog.search("blue bag")[0].id == "b"
+
+
+def draw_two(folder: Path) -> Path:
+    rows = [
+        {"id": "a", "name": "red shirt", "image": draw(folder / "a.png", "red", "shirt")},
+        {"id": "b", "name": "blue bag", "image": draw(folder / "b.png", "blue", "bag")},
+    ]
+    return write_csv(folder / "two.csv", rows)
+
+
+def test_what_cannot_be_exported_is_told(minilm: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="colour-histogram: is no single ONNX file"):
+        export_encoder(f"minilm@{minilm}+colour-histogram", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_of_nets_in_torch_is_exported_with_them(resnet: str, tmp_path: Path):
+    name = f"ensemble:colour-histogram+{resnet}"
+    export_encoder(name, tmp_path / "out")
+    before, after = encoders.load(name), encoders.load(str(tmp_path / "out"))
+    assert np.allclose(after.encode_photos(red(after)), before.encode_photos(red(before)), atol=1e-3)
+    assert (tmp_path / "out" / "member-2" / "photo.onnx").is_file()

@@ -516,6 +516,30 @@ def encoders(as_json: Json = False) -> None:
     typer.echo("and any directory that holds an encoder.json")
 
 
+@app.command("export-encoder")
+def export_encoder(
+    name: Annotated[str, typer.Argument(help="The encoder, as for --encoder.")],
+    directory: Annotated[Path, typer.Argument(help="Where it goes; new or empty.")],
+    as_json: Json = False,
+) -> None:
+    """Write an encoder as ONNX files, after which it runs without torch; refused where they compute anything else."""
+    try:
+        from lookalike.training import export
+    except ImportError as error:
+        raise UsageError(f"exporting wants {error.name}: pip install 'lookalike[torch]'") from error
+    made = export.export_encoder(name, directory)
+    if as_json:
+        typer.echo(json.dumps(made))
+        return
+    if made["copied"]:
+        typer.echo(f"{name} is ONNX files already; they were copied to {directory}")
+    else:
+        cosines = ", ".join(f"{what} {made[what]:.6f}" for what in ("photos", "texts") if what in made)
+        beside = f"; least cosine beside torch: {cosines}" if cosines else ""
+        typer.echo(f"{made['bytes'] / 1e6:.0f} MB written to {directory}{beside}")
+    typer.echo(f"use it: --encoder {directory}")
+
+
 train_app = typer.Typer(help="Train an encoder (extra: train).", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 evaluate_app = typer.Typer(help="Measure retrieval quality.", no_args_is_help=True, rich_markup_mode=None)

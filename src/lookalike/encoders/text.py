@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from lookalike.encoders.base import Encoder, Vectors, photo_dim
-from lookalike.encoders.torch import WEIGHTS, digest_of, extra, fetch
+from lookalike.encoders.torch import WEIGHTS, Place, digest_of, extra
 from lookalike.errors import InputError, UsageError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -83,9 +83,11 @@ class Sentences:
         if source and not Path(source).is_dir():
             raise InputError(f"{source}: no such directory; give one that holds {MINILM} as the hub has it")
         self.directory = str(Path(source).resolve()) if source else ""
-        *_, weights, _ = fetch(
-            source or f"hf-hub:{MINILM}", *(FILES if not source else ()), WEIGHTS, instead=f"minilm@DIRECTORY+{photo}"
-        )
+        place = Place(source or f"hf-hub:{MINILM}", f"minilm@/path/to/the/directory+{photo}")
+        weights = place.get(WEIGHTS)
+        for file in FILES if not source else ():
+            place.get(file)
+        self.source = MINILM + (f"@{place.source['revision']}" if "revision" in place.source else "")
         models = extra("sentence_transformers")
         extra("transformers").utils.logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,4 +155,4 @@ class TextBeside:
 
     def knows(self, word: str) -> bool:
         """Whether the vocabulary has the word whole."""
-        return len(self.text.tokenizer.encode(word, add_special_tokens=False).tokens) == 1
+        return int(sum(self.text.tokenizer.encode(word, add_special_tokens=False).attention_mask)) == 1

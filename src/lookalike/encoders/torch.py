@@ -57,7 +57,8 @@ class Backbone:
 
     ``net(x)``: normalised float (n, 3, height, width) → pooled features (n, ``dim``); ``net.forward_features(x)`` → maps
     (n, c, h, w), of a transformer its tokens (n, t, c). ``digest`` is of the weights; ``source`` says where they came from:
-    ``hub`` and ``revision``, or ``file``, and ``licence`` where known.
+    ``hub`` and ``revision``, or ``file``, and ``licence`` where known. Of a CLIP model, ``text``: token ids int64 (n, length) →
+    unit vectors (n, ``dim``), and ``tokenizer``, of the tokenizers library, makes those ids.
     """
 
     net: nn.Module
@@ -66,6 +67,8 @@ class Backbone:
     name: str
     digest: str
     source: dict[str, str] = field(default_factory=dict)
+    text: nn.Module | None = None
+    tokenizer: Any = None
 
 
 class PhotoNet(nn.Module):
@@ -92,8 +95,6 @@ class PhotoNet(nn.Module):
 class TorchEncoder:
     """A photo net in torch as an ``Encoder``. Calls may come from several threads at once."""
 
-    reads_text = False
-
     def __init__(self, backbone: Backbone, name: str = "", threads: int = 0, device: str = ""):
         """Wrap ``backbone``.
 
@@ -109,6 +110,9 @@ class TorchEncoder:
         self.preprocess, self.dim, self.size = backbone.preprocess, backbone.dim, backbone.preprocess.size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.photo = PhotoNet(backbone.net, backbone.preprocess).eval().to(self.device)
+        self.reads_text = backbone.text is not None
+        if backbone.text is not None:
+            backbone.text.eval().to(self.device)
         self.id = f"{backbone.name}-{identity(backbone.digest, backbone.preprocess)}"
 
     def prepare(self, image: Image) -> NDArray[np.uint8]:
@@ -124,14 +128,34 @@ class TorchEncoder:
             out[at : at + BATCH] = self.photo(batch).cpu().numpy()
         return out
 
+    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Always raises UsageError."""
-        raise UsageError(f"the encoder {self.name} reads photos only; search by photo, or use another --encoder")
+        """As ``Encoder.encode_texts``; a text is cut after as many word pieces as the net was trained on."""
+        if self.backbone.text is None:
+            raise UsageError(f"the encoder {self.name} reads photos only; search by photo, or use another --encoder")
+        out = np.empty((len(texts), self.dim), np.float32)
+        for at in range(0, len(texts), BATCH):
+            # What is cut off anyway need not be tokenized: a megabyte of text costs no more than a line.
+            read = self.backbone.tokenizer.encode_batch([t[:2000] for t in texts[at : at + BATCH]])
+            ids = torch.tensor([one.ids for one in read], dtype=torch.long, device=self.device)
+            out[at : at + BATCH] = self.backbone.text(ids).cpu().numpy()
+        return out
+
+    def knows(self, word: str) -> bool:
+        """Whether the vocabulary has the word whole."""
+        if self.backbone.text is None:
+            return False
+        mask: list[int] = self.backbone.tokenizer.encode(word, add_special_tokens=False).attention_mask
+        return sum(mask) == 1
 
 
 def by_name(name: str, threads: int = 0) -> TorchEncoder:
     """The encoder of this name; raises as ``backbone``."""
-    return TorchEncoder(backbone(name), name, threads)
+    found = backbone(name)
+    called, at, _ = ("", "", "") if name.startswith("hf-hub:") else name.rpartition("@")
+    if "file" in found.source:  # what a catalog remembers must hold in any working directory
+        name = f"{called}@{found.source['file']}" if at else found.source["file"]
+    return TorchEncoder(found, name, threads)
 
 
 def identity(digest: str, preprocess: Preprocess) -> str:
@@ -140,10 +164,10 @@ def identity(digest: str, preprocess: Preprocess) -> str:
 
 
 def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
-    """The net of this name in timm, without its classifier and with its own preprocessing.
+    """The net of this name, without its classifier and with its own preprocessing.
 
     Args:
-        name: see the module's docstring.
+        name: see the docstrings of this module and of ``encoders.clip``.
         size: (height, width) of the photos, where they should not be as the net was evaluated.
 
     Raises:
@@ -151,12 +175,17 @@ def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
         InputError: the weights cannot be fetched, are damaged, of another net or no safetensors.
     """
     timm = extra("timm")
+    from lookalike.encoders import clip
+
+    if clip.is_clip(name):
+        return clip.backbone(name, size)
     called, at, path = ("", "", "") if name.startswith("hf-hub:") else name.rpartition("@")
     local = Path(path).expanduser().resolve() if at else None
     arguments: dict[str, Any] = {}
     config: dict[str, Any] | None = None
     if Path(name).is_dir() or name.startswith("hf-hub:"):
-        described, weights, source = fetch(name, "config.json", WEIGHTS)
+        place = Place(name)
+        described, weights, source = place.get("config.json"), place.get(WEIGHTS), place.source
         try:
             told = json.loads(described.read_text("utf-8"))
             architecture, arguments = str(told["architecture"]), told.get("model_args") or {}
@@ -178,7 +207,8 @@ def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
         if local is not None:
             weights, source = safetensors_at(local), {"file": str(local)}
         else:
-            weights, source = fetch(f"hf-hub:{hub}", WEIGHTS, instead=f"{label}@FILE")[-2:]
+            place = Place(f"hf-hub:{hub}", f"{label}@/path/to/{WEIGHTS}")
+            weights, source = place.get(WEIGHTS), place.source
         source |= {"licence": known.license} if known.license and local is None else {}
     if not timm.is_model(architecture.partition(".")[0]):
         raise InputError(f"{name}: timm {timm.__version__} has no architecture {architecture!r}; a newer one may")
@@ -217,39 +247,60 @@ def extra(module: str) -> Any:
         ) from error
 
 
-def fetch(name: str, *files: str, instead: str = "DIRECTORY") -> tuple[Any, ...]:
-    """The paths of ``files`` and where they came from, of a directory or of ``hf-hub:owner/name[@revision]``.
+class Place:
+    """Where a model's files lie: a directory, or a repository on the hub (``hf-hub:owner/name[@revision]``).
 
-    Raises InputError, which says what to download and that ``--encoder`` ``instead`` works then.
+    ``source`` says so in an exported encoder's file; the revision is the commit that was read.
     """
-    if not name.startswith("hf-hub:"):
-        directory = Path(name).resolve()
-        for file in files:
-            if not (directory / file).is_file():
-                safetensors_at(directory)  # says what there is instead
-                raise InputError(f"{directory}: has no {file}")
-        return (*[directory / file for file in files], {"file": str(directory)})
-    hub = extra("huggingface_hub")
-    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-    paths = []
-    for file in files:
+
+    def __init__(self, name: str, instead: str = "/path/to/the/directory"):
+        """``instead`` is the ``--encoder`` that works once the files were copied here."""
+        self.name, self.instead = name, instead
+        self.directory = None if name.startswith("hf-hub:") else Path(name).resolve()
+        self.repository, _, self.revision = name.removeprefix("hf-hub:").partition("@")
+        self.source = {"file": str(self.directory)} if self.directory else {"hub": self.repository}
+
+    def find(self, *files: str) -> Path | None:
+        """The first of ``files`` that there is. Raises InputError where the hub refuses."""
         try:
-            paths.append(Path(hub.hf_hub_download(repository, file, revision=revision or None)))
-        except Exception as error:  # its own errors, those of its HTTP client, the disk's
-            kind = type(error).__name__
-            if kind == "EntryNotFoundError" and file == WEIGHTS:
-                raise InputError(
-                    f"{name}: has no {WEIGHTS}, and other formats can run code when they are read; {CONVERT}"
-                ) from error
-            at = f"https://huggingface.co/{repository}"
-            wanted = instead.replace("FILE", f"/path/to/{WEIGHTS}").replace("DIRECTORY", "/path/to/the/directory")
-            raise InputError(
-                f"{name}: {file} could not be fetched ({kind}); download {', '.join(files)} from {at} on a machine that "
-                f"reaches it, copy here, and use --encoder {wanted}"
-            ) from error
-    # …/snapshots/COMMIT/FILE
-    commit = paths[-1].parent.name if paths[-1].parent.parent.name == "snapshots" else revision
-    return (*paths, {"hub": repository} | ({"revision": commit} if commit else {}))
+            return self.get(*files)
+        except _Missing:
+            return None
+
+    def get(self, *files: str) -> Path:
+        """The first of ``files`` that there is. Raises InputError, saying how to come by them, where there is none."""
+        if self.directory is not None:
+            found = next((self.directory / file for file in files if (self.directory / file).is_file()), None)
+            if found is not None:
+                return found
+            if WEIGHTS in files:
+                safetensors_at(self.directory)  # says what there is instead
+            raise _Missing(f"{self.directory}: has no {' or '.join(files)}; copy it there")
+        hub = extra("huggingface_hub")
+        reason: Exception = LookupError()
+        for file in files:
+            try:
+                found = Path(hub.hf_hub_download(self.repository, file, revision=self.revision or None))
+            except Exception as error:  # its own errors, those of its HTTP client, the disk's
+                reason = error
+                continue
+            if found.parent.parent.name == "snapshots":  # …/snapshots/COMMIT/FILE
+                self.source["revision"] = found.parent.name
+            return found
+        page, wanted = f"https://huggingface.co/{self.repository}", " or ".join(files)
+        if isinstance(reason, hub.errors.EntryNotFoundError) and not isinstance(reason, FileNotFoundError):
+            hint = f"; other formats can run code when they are read: {CONVERT}" if WEIGHTS in files else ""
+            raise _Missing(f"{page} has no {wanted}{hint}") from reason
+        if isinstance(reason, (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError)):
+            raise InputError(f"{self.name}: {page} does not exist, or only for those who log in there") from reason
+        raise _Missing(
+            f"{self.name}: {wanted} could not be fetched ({type(reason).__name__}); download all but the .bin and .pt files of "
+            f"{page} on a machine that reaches it, copy them here, and use --encoder {self.instead}"
+        ) from reason
+
+
+class _Missing(InputError):
+    """A file that is not there, or cannot be reached just now."""
 
 
 def safetensors_at(path: Path) -> Path:

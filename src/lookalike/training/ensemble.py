@@ -28,11 +28,13 @@ from lookalike.encoders.base import Encoder, Vectors
 from lookalike.encoders.baselines import TFLiteFeatures
 from lookalike.encoders.ensemble import Ensemble
 from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.encoders.torch import TorchEncoder
 from lookalike.errors import ImageError, InputError, UsageError
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import Report, encode_files, summary
 from lookalike.sources import Source
 from lookalike.training.adapt import LEAST, LEAST_HELD_OUT, check_folders, places
+from lookalike.training.export import export_encoder
 
 HOWS = ("average", "concat", "pca")
 TEST, VALIDATION = 0.2, 0.4
@@ -320,8 +322,6 @@ def main(
         raise UsageError(f"--encoder {name}: no ensemble; write it as ensemble:A+B")
     new = work / "ensemble"
     check_folders(out, work, new)
-    for member in made.members:
-        _writable(member)
     log("reading photos")
     data = load(source, label, log)
     sizes = [int((data.split == n).sum()) for n in range(3)]
@@ -361,6 +361,8 @@ def write(directory: Path, members: Sequence[Encoder], head: Head, dims: Sequenc
             shutil.copytree(member.directory, directory / folder)
         elif isinstance(member, Ensemble):
             shutil.copytree(member.name, directory / folder)
+        elif isinstance(member, TorchEncoder):
+            export_encoder(member.name, directory / folder)
         elif isinstance(member, TFLiteFeatures):
             (directory / folder).mkdir()
             folder = f"{folder}/{Path(member.name).name}"
@@ -370,19 +372,26 @@ def write(directory: Path, members: Sequence[Encoder], head: Head, dims: Sequenc
         named.append(folder)
     onnx.save(head.to_onnx(dims), directory / "head.onnx")
     dim = int(head.apply([np.eye(1, d, dtype=np.float32) for d in dims]).shape[1])
-    config = {"name": "ensemble", "dim": dim, "members": named, "head": "head.onnx", "training": notes}
+    config = {"name": "ensemble", "dim": dim, "members": named, "head": "head.onnx"} | (
+        {"training": notes} if notes else {}
+    )
     (directory / "encoder.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _writable(member: Encoder) -> None:
-    """Refuse, before hours of encoding, what cannot stand in a directory of its own. Raises UsageError."""
-    if not isinstance(member, (OnnxEncoder, Ensemble, TFLiteFeatures)) and member.name not in (
-        "colour-histogram",
-        "fake",
-    ):
-        raise UsageError(
-            f"{member.name}: runs in torch; export it first: lookalike export-encoder {member.name} DIR, and name DIR here"
-        )
+def export_plain(encoder: Ensemble, directory: Path) -> dict[str, Any]:
+    """Write an unfitted ensemble as a directory; what runs in torch is exported. Raises as ``export_encoder``."""
+    count, dims = len(encoder.members), [m.dim for m in encoder.members]
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write(part, encoder.members, Head("concat", (1 / count,) * count, (None,) * count), dims, {})
+        if directory.exists():
+            directory.rmdir()
+        part.rename(directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    return {"id": encoders.load(str(directory)).id, "dim": encoder.dim, "bytes": size, "copied": False}
 
 
 def _check(directory: Path, data: Data, expected: Vectors) -> None:

@@ -1,4 +1,4 @@
-"""Towers → the directory that ``OnnxEncoder`` reads: ONNX, 8-bit where it holds, tokenizer and preprocessing beside it."""
+"""Nets → the directory that ``OnnxEncoder`` reads: ONNX, tokenizer and preprocessing beside it; the built-in's in 8 bits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import copy
 import io
 import json
 import logging
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,34 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lookalike import demo, images
+from lookalike.encoders import load
+from lookalike.encoders.ensemble import Ensemble
 from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.encoders.text import TextBeside
+from lookalike.encoders.torch import Preprocess, TorchEncoder
+from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import calibration
 from lookalike.training.data import thesaurus
 from lookalike.training.towers import MAX_TOKENS, Conv, PhotoTower, TextTower
 
 SPARED = 4
 """Pointwise convolutions that stay float, from the first on: of 13, with 2% of their weights."""
+
+
+PARITY = 0.9999
+"""The least cosine of a vector by ONNX and the same by torch, on drawn photos, noise and texts."""
+
+LARGEST = 2_000_000_000
+"""Bytes of one ONNX file: protobuf's limit is 2³¹. Larger nets would need files beside it, which is not supported."""
+
+TEXTS = (
+    "red shirt",
+    "",
+    "a long blue dress with white dots, a belt and buttons",
+    "T-Shirt 100% cotton, size 42/44",
+    "été 🙂",
+)
 
 
 class _ShippedText(nn.Module):
@@ -68,8 +91,7 @@ def export(
     """
     directory.mkdir(parents=True, exist_ok=True)
     whole, final = directory / "photo.float.onnx", directory / "photo.onnx"
-    tower = _folded(photo)
-    _to_onnx(tower, torch.from_numpy(calibration[:2]), "photos", whole, {0: "n"})
+    _to_onnx(_folded(photo), torch.from_numpy(calibration[:2]), "photos", whole, {0: "n"})
     if quantise:
         _quantise(whole, final, calibration)
         whole.unlink()
@@ -81,6 +103,7 @@ def export(
         "ids",
         directory / "text.onnx",
         {0: "n", 1: "length"},
+        MAX_TOKENS,
     )
     for file in (final, directory / "text.onnx"):
         _halve_matrices(file)
@@ -94,6 +117,171 @@ def export(
     }
     config |= {"photo": "photo.onnx", "text": "text.onnx", "tokenizer": "tokenizer.json", "max_tokens": MAX_TOKENS}
     (directory / "encoder.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_encoder(
+    directory: Path, name: str, photo: nn.Module | Path, preprocess: Preprocess, dim: int, *, text: nn.Module | None = None,
+    tokenizer: Tokenizer | None = None, training: Mapping[str, Any] | None = None, source: Mapping[str, str] | None = None,
+    same_as: str = "", more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write any net as an encoder directory, float32, once it was seen to compute what torch computes.
+
+    Args:
+        directory: new or empty.
+        name: becomes part of the encoder's id.
+        photo: pixels uint8 (n, height, width, 3) → unit vectors (n, dim), as ``PhotoNet``; is moved to the CPU. Or an ONNX file
+            that is this already.
+        preprocess: how ``photo`` wants its pixels.
+        dim: of its vectors.
+        text: token ids int64 (n, length) → unit vectors; is moved to the CPU.
+        tokenizer: of ``text``. One that pads does so when serving, too, and adds its special tokens; of one that does not, ids
+            are padded with 0 to the longest of a call.
+        training: what a report may want to know: ``recipe``, ``seconds`` …
+        source: where the weights came from: ``hub`` and ``revision`` or ``file``, ``licence``.
+        same_as: id of the encoder that this is an export of: it takes its place in catalogs.
+        more: further entries of ``encoder.json``.
+
+    Returns:
+        ``{"id", "dim", "photos", "texts", "bytes"}``: the least cosine of photos and of texts beside torch's, and the size.
+
+    Raises:
+        InputError: ``directory`` is not empty, a net is too large or cannot be exported, or gives other vectors than in torch;
+            nothing is left behind then.
+    """
+    _must_be_new(directory)
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for net in (photo, text):
+        if isinstance(net, nn.Module):
+            net.cpu().eval()
+    tensors = photo.parameters() if isinstance(photo, nn.Module) else ()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > LARGEST:
+        raise InputError(f"{name}: {size / 1e9:.1f} GB of weights; an ONNX file holds {LARGEST / 1e9:.0f}")
+    pixels = torch.from_numpy(_trial(preprocess))
+    config = {
+        "name": name,
+        "dim": dim,
+        "height": preprocess.size[0],
+        "width": preprocess.size[1],
+        "fit": preprocess.fit,
+    }
+    config |= {"photo": "photo.onnx"}
+    source = {key: Path(value).name if key == "file" else value for key, value in (source or {}).items()}
+    try:
+        part.mkdir(parents=True)
+        try:
+            if isinstance(photo, Path):
+                shutil.copy(photo, part / "photo.onnx")
+            else:
+                _to_onnx(_folded(photo), pixels[:2], "photos", part / "photo.onnx", {0: "n"})
+            if text is not None and tokenizer is not None:
+                length = (tokenizer.truncation or {"max_length": MAX_TOKENS})["max_length"]
+                fixed = tokenizer.padding is not None and tokenizer.padding["length"] is not None
+                axes = {0: "n"} if fixed else {0: "n", 1: "length"}
+                example = torch.ones(2, length if fixed else 5, dtype=torch.long)
+                _to_onnx(text, example, "ids", part / "text.onnx", axes, length)
+                tokenizer.save(str(part / "tokenizer.json"), pretty=False)
+                config |= {"text": "text.onnx", "tokenizer": "tokenizer.json", "max_tokens": length}
+        except Exception as error:  # the exporter raises whatever it stumbles over
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{name}: cannot be exported to ONNX ({type(error).__name__}: {reason})") from error
+        config |= {key: dict(value) for key, value in (("training", training), ("source", source)) if value}
+        config |= more or {}
+        (part / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
+        made = OnnxEncoder(part)
+        found: dict[str, float] = {}
+        if isinstance(photo, nn.Module):
+            found["photos"] = _parity(photo(pixels), made.encode_photos(pixels.numpy())[:, : made.photo_dim], name)
+        if text is not None and tokenizer is not None:
+            vectors = made.encode_texts(TEXTS)[:, made.photo_dim if made.describes else 0 :]
+            found["texts"] = _parity(text(torch.from_numpy(made.ids(TEXTS))), vectors, name)
+        if same_as:  # the digest says that these files, and no others, were compared with it
+            config["same_as"] = {"id": same_as, "digest": made.id.rpartition("-")[2]}
+            (part / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
+        if directory.exists():
+            directory.rmdir()
+        part.rename(directory)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    return {"id": OnnxEncoder(directory).id, "dim": dim, **found, "bytes": size}
+
+
+def export_encoder(name: str, directory: Path) -> dict[str, Any]:
+    """``lookalike export-encoder``: any encoder as a directory that needs no torch.
+
+    Returns:
+        as ``write_encoder``, with ``copied``: it was such a directory already, and its files were copied.
+
+    Raises:
+        UsageError: no such encoder, or one that needs neither torch nor files.
+        InputError: see ``write_encoder``.
+    """
+    _must_be_new(directory)
+    encoder = load(name)
+    if isinstance(encoder, OnnxEncoder):
+        shutil.copytree(encoder.directory, directory, dirs_exist_ok=True)
+        size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+        return {"id": encoder.id, "dim": encoder.dim, "bytes": size, "copied": True}
+    if isinstance(encoder, TextBeside):
+        return {**_beside(encoder, directory), "copied": False}
+    if isinstance(encoder, Ensemble) and name.startswith("ensemble:"):
+        from lookalike.training import ensemble
+
+        return ensemble.export_plain(encoder, directory)
+    if not isinstance(encoder, TorchEncoder):
+        raise UsageError(f"{name}: runs without torch as it is; there is nothing to export")
+    found = encoder.backbone
+    made = write_encoder(
+        directory, found.name, encoder.photo, found.preprocess, found.dim, text=found.text, tokenizer=found.tokenizer,
+        source=found.source, same_as=encoder.id,
+    )  # fmt: skip
+    return {**made, "copied": False}
+
+
+def _beside(encoder: TextBeside, directory: Path) -> dict[str, Any]:
+    """Export ``minilm+NAME``. Raises as ``export_encoder``."""
+    photo, text = encoder.photo, encoder.text
+    net: nn.Module | Path
+    if isinstance(photo, TorchEncoder):
+        net, preprocess, source = photo.photo, photo.preprocess, photo.backbone.source
+    elif isinstance(photo, OnnxEncoder):
+        net, preprocess, source = photo.photo_file, Preprocess(photo.size, fit=photo.fit), photo.source
+    else:
+        raise UsageError(f"{photo.name}: is no single ONNX file, and cannot become one; words go beside those that can")
+    return write_encoder(
+        directory, encoder.id.rpartition("-")[0], net, preprocess, encoder.dim, text=text.net, tokenizer=text.tokenizer,
+        source={**source, "text": text.source}, same_as=encoder.id, more={"describes": True},
+    )  # fmt: skip
+
+
+def _must_be_new(directory: Path) -> None:
+    """Raise InputError where ``directory`` has anything in it."""
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise InputError(f"{directory}: not an empty or new directory; give another")
+
+
+def _trial(preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Eight photos to compare with, (8, height, width, 3): garments as the demo draws them, and noise."""
+    garments = []
+    for n, kind in enumerate(demo.KINDS[:5]):
+        drawn = demo.photographs(Random(n), kind, "Women", tuple(demo.COLOURS.values())[3 * n], "Plain")[0]
+        garments.append(images.fit(drawn, *preprocess.size, preprocess.fit))
+    noise = np.random.default_rng(0).integers(0, 256, (3, *preprocess.size, 3), np.uint8)
+    return np.concatenate([np.stack(garments), noise])
+
+
+def _parity(torchs: Tensor, ours: NDArray[np.float32], name: str) -> float:
+    """The least cosine of two sets of vectors, row by row. Raises InputError where it is below ``PARITY``."""
+    least = float((torchs.detach().numpy() * ours).sum(1).min())
+    if not least >= PARITY:  # NaN, too
+        raise InputError(
+            f"{name}: in ONNX it gives other vectors than in torch (cosine {least:.5f} where at least {PARITY} is wanted); "
+            "nothing was written"
+        )
+    return round(least, 7)
 
 
 def calibrate(
@@ -115,19 +303,22 @@ def calibrate(
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "calibration": asdict(found)}, indent=1) + "\n")
 
 
-def _folded(photo: PhotoTower) -> PhotoTower:
-    """A copy in which batch normalisation is part of the convolutions."""
-    tower = copy.deepcopy(photo).eval()
-    for layer in tower.layers:
-        assert isinstance(layer, Conv)
-        if isinstance(layer.norm, nn.BatchNorm2d):
+def _folded(net: nn.Module) -> nn.Module:
+    """``net``, in a copy where its ``Conv`` layers have batch normalisation: there it becomes part of the convolutions."""
+    if not any(isinstance(layer, Conv) and isinstance(layer.norm, nn.BatchNorm2d) for layer in net.modules()):
+        return net
+    net = copy.deepcopy(net).eval()
+    for layer in net.modules():
+        if isinstance(layer, Conv) and isinstance(layer.norm, nn.BatchNorm2d):
             layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
             layer.norm = nn.Identity()
-    return tower
+    return net
 
 
-def _to_onnx(net: nn.Module, example: Tensor, name: str, file: Path, dynamic: dict[int, str]) -> None:
-    axes = {n: torch.export.Dim(label, min=1, max=4096 if label == "n" else MAX_TOKENS) for n, label in dynamic.items()}
+def _to_onnx(
+    net: nn.Module, example: Tensor, name: str, file: Path, dynamic: dict[int, str], longest: int = MAX_TOKENS
+) -> None:
+    axes = {n: torch.export.Dim(label, min=1, max=4096 if label == "n" else longest) for n, label in dynamic.items()}
     # It tells of every torchvision operator that it could not register; none is used.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
