@@ -537,7 +537,8 @@ def export_encoder(
         typer.echo(f"{name} is ONNX files already; they were copied to {directory}")
     else:
         cosines = ", ".join(f"{what} {made[what]:.6f}" for what in ("photos", "texts") if what in made)
-        typer.echo(f"{made['bytes'] / 1e6:.0f} MB written to {directory}; least cosine beside torch: {cosines}")
+        beside = f"; least cosine beside torch: {cosines}" if cosines else ""
+        typer.echo(f"{made['bytes'] / 1e6:.0f} MB written to {directory}{beside}")
     typer.echo(f"use it: --encoder {directory}")
 
 
@@ -627,7 +628,8 @@ def train_adapt(
     options = adapt.Options(epochs=epochs)
     votes = _votes(catalog) if feedback else []
     say = lambda line: typer.echo(line, err=True)  # noqa: E731
-    found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
+    with _going_on():
+        found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -674,6 +676,16 @@ def _recipe(name: str, kind: type[Options]) -> None:
     train_app.command(name, help=f"{(kind.__doc__ or '').strip()} See docs/training.md.")(command)
 
 
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Ctrl-C while training is no failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command to go on", err=True)
+        raise typer.Exit(130) from None
+
+
 def _common(
     source: Annotated[str, typer.Argument(help="Your catalogue: a folder, a table, a dataset's layout, as for index.")],
     out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
@@ -693,7 +705,8 @@ def _trained(
         from lookalike.training import run
     except ImportError as error:
         raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
-    found = run.main(name, source, out, work, options, roles, lambda line: typer.echo(line, err=True))
+    with _going_on():
+        found = run.main(name, source, out, work, options, roles, lambda line: typer.echo(line, err=True))
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -724,6 +737,42 @@ def train_again(
 
 for _name, _kind in RECIPES.items():
     _recipe(_name, _kind)
+
+
+@train_app.command("ensemble")
+def train_ensemble(
+    source: Annotated[str, typer.Argument(help="Your catalogue: a folder or a table, as for index.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="The members, ensemble:A+B: photo encoders of any kind.")],
+    out: Annotated[Path, typer.Option(help="Where the new encoder's directory is written.")],
+    label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A column that neighbours should share, or its role; may be repeated. By default category."),
+    ] = None,
+    how: Annotated[
+        str, typer.Option(help="average, concat or pca; by default what is best on the validation split.")
+    ] = "",
+    work: Annotated[Path, typer.Option(help="The members' features; a second run goes on from here.")] = Path("work"),
+    seed: Annotated[int, typer.Option(help="Of whatever is drawn.")] = 0,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    report: Annotated[Optional[Path], typer.Option("--report", help="Also write a page, .html.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Fit several photo encoders as one to your own catalogue, measured beside its members on products held out."""
+    from lookalike.sources import open_source
+
+    try:
+        import sklearn  # noqa: F401 (what is missing is said before anything is read)
+
+        from lookalike.training import ensemble
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    opened = open_source(source, _roles(map_ or []))
+    say = lambda line: typer.echo(line, err=True)  # noqa: E731
+    with _going_on():
+        found, made = ensemble.main(opened, encoder, label or ["category"], out, work, how, seed, say)
+    _reported({**found, "written": made} if as_json else found, report, as_json)
+    if not as_json:
+        typer.echo(f"written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
 
 
 def _votes(catalog: Path) -> list[Vote]:

@@ -170,7 +170,7 @@ def duplicates(
         raise UsageError(f"threshold is {threshold}; it goes from 0.9 to 1")
     owner = snapshot.owner
     rows = np.arange(len(owner)) if mask is None else np.flatnonzero(mask[owner])
-    vectors = snapshot.vectors[rows]
+    vectors = snapshot.photo_vectors[rows]
     parent: dict[int, int] = {}
     weakest: dict[int, float] = {}
     best_row: dict[int, int] = {}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike.encoders.base import Encoder
+from lookalike.encoders.base import Encoder, photo_dim
 from lookalike.errors import InputError, NotFound
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import Progress, Report, encode_files, encode_texts, shown, summary
@@ -45,7 +45,8 @@ def evaluate(
 
     Args:
         snapshot: the whole catalog, one photo per product.
-        encoder: the one that made its vectors; one that reads no text is measured photo→photo only.
+        encoder: the one that made its vectors; one that reads no text is measured photo→photo only, and one that compares
+            texts with titles alone not text→photo.
         ground_truth: folder of ``TASK.json``: query → {relevant id: 1}.
         beside: encoders measured on the same photo→photo queries.
         progress: told what is being measured.
@@ -62,7 +63,7 @@ def evaluate(
         truths = {task: json.loads(file.read_text("utf-8")) for task, file in files.items()}
     except ValueError as error:
         raise InputError(f"{ground_truth}: not the JSON of KAGL's ground truth ({error})") from error
-    vectors = snapshot.vectors[snapshot.first]
+    vectors, photos = snapshot.vectors[snapshot.first], snapshot.photo_vectors[snapshot.first]
     report: Report = {
         "title": "KAGL",
         "note": f"{len(snapshot)} products. Published figures are zero-shot; the built-in model is trained in-domain, on other "
@@ -73,15 +74,20 @@ def evaluate(
     }
     if encoder.reads_text:
         progress("titles")
-        fused = 0.9 * vectors + 0.1 * encode_texts(encoder, snapshot.titles)
+        # The titles alone: what else the rows' words say has the very answers in it.
+        fused = 0.1 * encode_texts(encoder, snapshot.titles)
+        fused[:, : photos.shape[1]] += 0.9 * photos
         fused /= np.linalg.norm(fused, axis=1, keepdims=True)
+        if photo_dim(encoder) < encoder.dim:
+            truths.pop("text-image", None)
+            report["note"] += " This encoder's texts are compared with titles, not with photos."
         for task, truth in truths.items():
             progress(TASKS[task])
             _task(report, snapshot, encoder, truth, vectors if task == "text-image" else fused, task)
     rows: dict[str, Any] = {}
     for one in (encoder, *beside):
         progress(f"photo → photo, {one.name}")
-        theirs = vectors if one is encoder else encode_files(one, [snapshot.paths[r] for r in snapshot.first], progress)
+        theirs = photos if one is encoder else encode_files(one, [snapshot.paths[r] for r in snapshot.first], progress)
         rows[one.id], queries, others = photo_to_photo(snapshot, theirs, queries_of)
         if one is encoder:
             report["confusion"] = _confusion(snapshot, queries, others)

@@ -23,6 +23,7 @@ from lookalike import images
 from lookalike.encoders.torch import Preprocess
 from lookalike.errors import ImageError, InputError, UsageError
 from lookalike.sources import Source
+from lookalike.training.adapt import places
 from lookalike.training.options import Contrast, Options
 from lookalike.types import Product
 
@@ -135,33 +136,21 @@ def split(
 
     Products that share a photo, however indirectly, stay together. A label with one such group has none held out.
     """
-    parent = {name: name for name in (*products, *digests)}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    for product, digest in zip(products, digests, strict=True):
-        parent[root(product)] = root(digest)
-    least: dict[str, str] = {}
-    for digest in digests:
-        least[root(digest)] = min(digest, least.get(root(digest), digest))
-    groups: dict[int, dict[str, int]] = {}
-    placed: dict[str, int] = {}
-    for digest, label in zip(digests, labels, strict=True):
-        group = root(digest)
-        label = placed.setdefault(group, int(label))  # a group of several labels is drawn with its first
-        groups.setdefault(label, {}).setdefault(group, 0)
-        groups[label][group] += 1
-    held: set[str] = set()
-    for sizes in groups.values():
+    at = places(list(products), list(digests)).tolist()
+    sizes_of: dict[int, dict[float, int]] = {}
+    placed: dict[float, int] = {}
+    for place, label in zip(at, labels, strict=True):
+        label = placed.setdefault(place, int(label))  # products that share a photo are drawn with the first one's label
+        sizes = sizes_of.setdefault(label, {})
+        sizes[place] = sizes.get(place, 0) + 1
+    held: set[float] = set()
+    for sizes in sizes_of.values():
         wanted, taken = share * sum(sizes.values()), 0
-        for group in sorted(sizes, key=lambda g: least[g])[: len(sizes) - 1]:
-            if taken + sizes[group] / 2 <= wanted:
-                held.add(group)
-                taken += sizes[group]
-    return np.array([root(digest) in held for digest in digests])
+        for place in sorted(sizes)[: len(sizes) - 1]:
+            if taken + sizes[place] / 2 <= wanted:
+                held.add(place)
+                taken += sizes[place]
+    return np.array([place in held for place in at])
 
 
 def _label_columns(source: Source, options: Options) -> list[str]:

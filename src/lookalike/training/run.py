@@ -21,6 +21,7 @@ from lookalike.evaluation.protocol import summary
 from lookalike.evaluation.report import write as write_report
 from lookalike.sources import Source
 from lookalike.training import loop, plots, pretrained
+from lookalike.training.adapt import check_folders
 from lookalike.training.augment import POLICIES
 from lookalike.training.contrast import ContrastRecipe, found_in, texts_of
 from lookalike.training.export import write_encoder
@@ -45,7 +46,7 @@ def main(
     Raises:
         InputError: too little data, no such start, ``out`` in use, or ``work`` holds another run.
     """
-    check_folders(out, work)
+    check_folders(out, work, work / "made")
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one more device of a run that holds the lock
         return _run(recipe, source, out, work, options, roles, lambda line: None)
     try:
@@ -206,21 +207,6 @@ def _shown(found: dict[str, Any], work: Path) -> None:
         "pictures": [(title, work / file) for title, file in pictures if (work / file).is_file()],
     }  # fmt: skip
     write_report(page, work / "report.html")
-
-
-def check_folders(out: Path, work: Path) -> None:
-    """Make ``work``; refuse what would fail only after the training. Raises InputError."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"{out}: not an empty or new directory; give --out one")
-    if out.resolve() == work.resolve():
-        raise InputError(f"{out}: --out and --work must differ")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be made ({error.strerror}); give another --work or --out"
-        ) from error
 
 
 def _same_run(work: Path, config: str) -> None:
