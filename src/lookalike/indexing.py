@@ -322,7 +322,10 @@ class _Run:
     def _manifest(self, encoder_name: str, drawn: bool) -> None:
         old = self.store.manifest()
         if old is None:
-            made = Manifest(encoder_name, self.encoder.id, self.encoder.dim, self.source.roles, self.kinds, drawn)
+            origin = getattr(self.encoder, "source", {})
+            made = Manifest(
+                encoder_name, self.encoder.id, self.encoder.dim, self.source.roles, self.kinds, drawn, source=origin
+            )
             self.store.create(made)
         else:
             new = replace(old, roles={**self.source.roles, **old.roles}, kinds=self.kinds, drawn=old.drawn and drawn)

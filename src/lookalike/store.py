@@ -78,7 +78,8 @@ class Manifest:
     """What ``catalog.json`` holds.
 
     ``roles`` maps a role (``id``, ``title``, ``image``, ``category``, ``colour``, ``gender``, ``price``) to the source's
-    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``.
+    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``; ``source`` says where the encoder's
+    weights came from: ``hub`` and ``revision`` or ``file``, ``licence``.
     """
 
     encoder: str
@@ -88,6 +89,7 @@ class Manifest:
     kinds: Mapping[str, str] = field(default_factory=dict)
     drawn: bool = False
     format: int = FORMAT
+    source: Mapping[str, str] = field(default_factory=dict)
 
 
 ARROW = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
