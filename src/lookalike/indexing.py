@@ -336,8 +336,10 @@ class _Run:
         old = self.store.manifest()
         if old is None:
             dim = self.encoder.dim
-            part = self.photo_dim if self.photo_dim < dim else 0
-            made = Manifest(encoder_name, self.encoder.id, dim, self.source.roles, self.kinds, drawn, part)
+            part, origin = self.photo_dim if self.photo_dim < dim else 0, getattr(self.encoder, "source", {})
+            made = Manifest(
+                encoder_name, self.encoder.id, dim, self.source.roles, self.kinds, drawn, part, source=origin
+            )
             self.store.create(made)
         else:
             new = replace(old, roles={**self.source.roles, **old.roles}, kinds=self.kinds, drawn=old.drawn and drawn)
