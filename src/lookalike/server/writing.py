@@ -392,7 +392,8 @@ def _picture(catalog: Catalog, entry: Quarantined) -> Path | None:
     """The file of a quarantined photo, or the first photo of the product whose row is meant, if there is one."""
     found = re.search(r", id (.+?)(?:, photo \d+)?$", entry.item)
     try:
-        path = Path(entry.source) / entry.item if os.path.isabs(entry.source) else Path(entry.item)  # noqa: PTH117
+        item = images.file_of(entry.item)
+        path = Path(entry.source) / item if os.path.isabs(entry.source) else item  # noqa: PTH117
         if path.is_absolute() and path.is_file():
             return path
         if found:
