@@ -129,12 +129,18 @@ def test_parts_of_one_photo_are_products_of_their_own(tmp_path: Path):
     assert any("missing.png" in reason for reason in told.values())
     red, blue = (made.search(colour)[0] for colour in ("red", "blue"))
     assert (red.id, blue.id) == ("pair#xywh=0,0,40,40", "pair#xywh=40,0,40,40")
-    client = TestClient(create_app(made), base_url="http://127.0.0.1")
+    client = TestClient(
+        create_app(made, "secret"), base_url="http://127.0.0.1", headers={"authorization": "Bearer secret"}
+    )
     pictures = [images.read(client.get(f"/api/photos/{hit.photo}?width=16").content) for hit in (red, blue)]
     for picture, colour in zip(pictures, ("red", "blue"), strict=True):
         assert picture.size == (16, 16)
         assert np.abs(np.asarray(picture).mean((0, 1)) - COLOURS[colour]).max() < 8
     assert client.get(f"/api/products/{quote(blue.id)}").json()["id"] == blue.id
+    listed = client.get("/api/quarantine").json()["items"]
+    assert [(q["item"], q["picture"]) for q in listed if "lies outside" in q["reason"]] == [
+        ("pair.png#xywh=90,0,5,5", True)  # the whole photo can be shown
+    ]
     assert made.index(table).unchanged == 2
     assert made.verify() == {"photos": 2, "damaged": [], "changed": [], "missing": []}
     paint("green")
