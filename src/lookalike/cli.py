@@ -293,6 +293,28 @@ def tag(
 
 
 @app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="A photo's file.")],
+    other: Annotated[str, typer.Argument(help="Another.")],
+    encoder: EncoderName = None,
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """How alike two photos are, by any encoder; by default the catalog's, or builtin where there is none."""
+    from lookalike.encoders import load
+    from lookalike.insights import similarity
+
+    made = load(encoder) if encoder else _open(catalog, must_exist=False).encoder
+    found = similarity(made, one, other)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"cosine {found['cosine']:.4f}, Euclidean distance {found['distance']:.4f} (by {found['encoder']})")
+    if "alike" in found:
+        typer.echo(f"alike: {found['alike']} of 100")
+
+
+@app.command()
 def duplicates(
     threshold: Annotated[Optional[float], typer.Option(help="Cosine of two photos, 0.9 to 1; by default 0.99.")] = None,  # noqa: UP045
     where: Annotated[str, typer.Option(help="A filter: gender = 'Women' and price < 50")] = "",
@@ -879,6 +901,98 @@ def evaluate_street(
     _reported(found, report, as_json)
 
 
+@evaluate_app.command("in-shop")
+def evaluate_in_shop(
+    data: Annotated[Path, typer.Option(help="DeepFashion's In-Shop, unpacked: Eval/, Anno/ and img/.")],
+    encoder: Annotated[
+        str, typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="What is measured.")
+    ] = "builtin",
+    beside: Beside = None,
+    crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Cut photos to their boxes.")] = True,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """DeepFashion's In-Shop: each query photo against the gallery, Recall@1, 10, 20 and 30."""
+    from lookalike.encoders import load
+    from lookalike.evaluation import inshop
+
+    found = inshop.evaluate(load(encoder), data, [load(name) for name in beside or []], crop, _say)
+    _reported(found, report, as_json)
+
+
+@evaluate_app.command("catalog")
+def evaluate_catalog(
+    by: Annotated[Optional[list[str]], typer.Option(help="COLUMN or role, …; by default category,colour.")] = None,  # noqa: UP045
+    queries: Annotated[Optional[Path], typer.Option(help="Ask for these products alone: ids, one a line.")] = None,  # noqa: UP045
+    sample: Annotated[int, typer.Option(help="Otherwise for so many, by chance; 0 for all.", min=0)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the chance.", min=0)] = 0,
+    data: Data = None,
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    beside: Beside = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Leave one out over your own catalog: do neighbours share category, colour, and both?"""
+    from lookalike.encoders import load
+    from lookalike.evaluation import catalog as protocol
+
+    others = [load(name) for name in beside or []]
+    opened = _measured(data, catalog, encoder, as_json)
+    snapshot = opened.snapshot()
+    asked = protocol.chosen(queries, snapshot.ids) if queries else None
+    found = protocol.evaluate(snapshot, opened.encoder, _listed(by), asked, others, sample, seed, _say)
+    _reported(found, report, as_json)
+
+
+@evaluate_app.command("compare")
+def evaluate_compare(
+    encoder: Annotated[list[str], typer.Argument(help="Encoders: names, directories, .tflite files.")],
+    data: Annotated[Optional[str], typer.Option(help="Photos to compare on: a source, as for index.")] = None,  # noqa: UP045
+    label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="COLUMN or role, …, whose values tell what is right; by default category."),
+    ] = None,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    queries: Annotated[Optional[Path], typer.Option(help="Only these products: ids, one a line.")] = None,  # noqa: UP045
+    products: Annotated[int, typer.Option(help="Otherwise so many of them, by chance; 0 for all.", min=0)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the chance.", min=0)] = 0,
+    catalog: CatalogDir = HERE,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Several encoders in one table and one plot: quality, time of training, photos/s, size; on --data or a catalog."""
+    from lookalike.encoders import load
+    from lookalike.evaluation import catalog as protocol
+    from lookalike.evaluation import compare as together
+
+    def some(ids: list[str]) -> Any:
+        return protocol.chosen(queries, ids) if queries else protocol.sampled(len(ids), products, seed)
+
+    known = None
+    if data is None:
+        snapshot = _open(catalog).snapshot()
+        whole = protocol.of_snapshot(snapshot, _listed(label) or ["category"])
+        shelf, rows = whole.some(some(snapshot.ids))
+        known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.vectors[rows])
+        what = f" of {catalog.resolve().name}"
+    else:
+        from lookalike.sources import open_source
+
+        source = open_source(data, _roles(map_ or []))
+        source.products = [source.products[n] for n in some([p.id for p in source.products])]
+        shelf, unread = protocol.of_source(source, _listed(label))
+        for line in unread[:20]:
+            typer.echo(f"left out: {line}", err=True)
+        what = f" of {Path(data).name}" + (f" ({len(unread)} photos cannot be read)" if unread else "")
+    loaded = [load(name, threads=1) for name in encoder]
+    _reported(together.evaluate(loaded, shelf, what, known, _say), report, as_json)
+
+
+def _listed(names: list[str] | None) -> list[str]:
+    return [name.strip() for name in ",".join(names or []).split(",") if name.strip()]
+
+
 def _say(what: str) -> None:
     typer.echo(f"measuring {what} …", err=True)
 
@@ -908,12 +1022,15 @@ def _reported(report: dict[str, Any], file: Path | None, as_json: bool) -> None:
 
 
 def _printed(report: dict[str, Any]) -> None:
-    typer.echo(f"{report['title']}: {report['encoder']}. {report['note']}")
+    from lookalike.evaluation.protocol import heading
+
+    typer.echo(f"{heading(report)}. {report['note']}")
     for table in report["tables"]:
         typer.echo(f"{table['name']} ({table['queries']} queries; mean [95% interval])")
         for name, figures in table["rows"].items():
             cells = [
-                f"{k} {v['mean']:.3f}" + (f" [{v['low']:.3f}, {v['high']:.3f}]" if "low" in v else "")
+                f"{k} {v.get('shown') or format(v['mean'], '.3f')}"
+                + (f" [{v['low']:.3f}, {v['high']:.3f}]" if "low" in v else "")
                 for k, v in figures.items()
             ]
             typer.echo(f"  {name}: {', '.join(cells)}")
