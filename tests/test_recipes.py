@@ -149,6 +149,7 @@ def test_a_recipe_learns_and_gives_an_encoder(recipe: str, shop: Path, tmp_path:
     assert vector.shape == (1, made.dim)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     work = tmp_path / "work"
+    assert len((work / "held-out.txt").read_text().splitlines()) == found["held_out"]
     for name in ("config.json", "metrics.csv", "report.html", "report.json", "curves.png", "classes.png", "augmentation.png",
                  "distances.png"):  # fmt: skip
         assert (work / name).stat().st_size > 100, name

@@ -71,6 +71,8 @@ def _run(
     log(
         f"{len(photos.labels)} photos, {held} of them held out; {len(photos.names)} labels of {photos.label or 'nothing'}"
     )
+    ids = dict.fromkeys(p for p, out_of in zip(photos.products, photos.validation, strict=True) if out_of)
+    (work / "held-out.txt").write_text("\n".join(ids) + "\n", "utf-8")
     plots.classes(photos, work / "classes.png")
     plots.augmented(photos, options.augment, POLICIES[options.augment], options.seed, work / "augmentation.png")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
