@@ -320,7 +320,8 @@ def _to_onnx(
 ) -> None:
     axes = {n: torch.export.Dim(label, min=1, max=4096 if label == "n" else longest) for n, label in dynamic.items()}
     # It tells of every torchvision operator that it could not register; none is used.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    for noisy in ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter, about its own internals
         program = torch.onnx.export(

@@ -84,6 +84,18 @@ def distances(same: NDArray[Any], other: NDArray[Any], file: Path) -> None:
     _save(figure, file)
 
 
+def interpolation(tried: list[dict[str, float]], file: Path) -> None:
+    """Titles found among validation products by the share of the new weights, and the share that was kept."""
+    figure, axis = plt.subplots(figsize=(4.6, 3.4))
+    axis.plot([t["share"] for t in tried], [t["found in 10"] for t in tried], color=_INK["validation"], marker="o")
+    axis.axvline(next(t["share"] for t in tried if t["kept"]), color="#999", linestyle=":", label="kept")
+    axis.set_xlabel("share of the new weights")
+    axis.set_ylabel("titles found in 10")
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    _save(figure, file)
+
+
 def _save(figure: Any, file: Path) -> None:
     figure.tight_layout()
     figure.savefig(file, dpi=110)

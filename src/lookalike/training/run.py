@@ -88,7 +88,9 @@ def _run(
     after = _vectors(made, made.encoder(), device, log)
     made.cpu()
     found = report_of(recipe, made, photos, figures(made, before), figures(made, after))
-    found |= {"interpolation": tried} if tried else {}
+    if tried:
+        found["interpolation"] = tried
+        plots.interpolation(tried, work / "interpolation.png")
     plots.curves(made.history, made.best(), work / "curves.png")
     plots.distances(*_pairs(photos, [before["photos"], after["photos"]], options.seed), work / "distances.png")
     training = {k: found[k] for k in ("recipe", "seconds", "photos", "labels", "kept_epoch")}
@@ -199,14 +201,16 @@ def _shown(found: dict[str, Any], work: Path) -> None:
     """``report.json`` and the page."""
     (work / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     rows = {"before": found["before"], "after": found["after"], "gain": {"mean": found["gain"]}}
-    pictures = [("Curves", "curves.png"), ("Labels", "classes.png"), ("Distances", "distances.png"),
-                ("Augmentation", "augmentation.png")]  # fmt: skip
+    pictures = {
+        "Curves": "curves.png", "Old and new weights": "interpolation.png", "Labels": "classes.png",
+        "Distances": "distances.png", "Augmentation": "augmentation.png",
+    }  # fmt: skip
     page = {
         "title": f"Recipe {found['recipe']}", "encoder": found["start"],
         "note": f"{found['photos']} photos, {found['held_out']} of them held out, {found['labels']} labels; "
         f"{found['seconds']:.0f} s of training; the weights of epoch {found['kept_epoch']} are kept.",
-        "tables": [{"name": "photo → photo on held-out products", "queries": min(MEASURED, found["held_out"]), "rows": rows}],
-        "pictures": [(title, work / file) for title, file in pictures if (work / file).is_file()],
+        "tables": [{"name": "On held-out products", "queries": min(MEASURED, found["held_out"]), "rows": rows}],
+        "pictures": [(title, work / file) for title, file in pictures.items() if (work / file).is_file()],
     }  # fmt: skip
     write_report(page, work / "report.html")
 
