@@ -158,6 +158,24 @@ def test_a_recipe_learns_and_gives_an_encoder(recipe: str, shop: Path, tmp_path:
     assert json.loads((tmp_path / "out" / "encoder.json").read_text())["training"]["recipe"] == recipe
 
 
+def test_metric_learns_items_and_holds_out_whole_ones(shop: Path, tmp_path: Path):
+    """As In-Shop has them: a product is a label, with several photos."""
+    names = [f"img/{n}.jpg" for n in range(72)]
+    rows: list[dict[str, object]] = [
+        {"id": f"i{n}", "image": "|".join(names[n * 3 : n * 3 + 3]), "title": "x"} for n in range(24)
+    ]
+    table = write_csv(shop.parent / "items.csv", rows)
+    options = Metric(**{**SMALL, "label": "id", "least": 2})
+    photos = pack(open_source(table), Preprocess((32, 32)), tmp_path / "p", options, QUIET.append)
+    held = {p for p, out in zip(photos.products, photos.validation, strict=True) if out}
+    assert 3 <= len(held) <= 6
+    assert not held & {p for p, out in zip(photos.products, photos.validation, strict=True) if not out}
+    found = trained("metric", table, tmp_path, label="id", least=2, k=3, batch=12, epochs=1)
+    assert found["before"]["same id P@1"]["mean"] > 0  # the product's other photos are what is right
+    with pytest.raises(UsageError, match="train metric learns items"):
+        trained("classify", table, tmp_path / "c", label="id", least=2)
+
+
 def test_what_is_exported_is_what_was_trained(shop: Path, tmp_path: Path):
     trained("metric", shop, tmp_path, k=2)
     made = encoders.load(str(tmp_path / "out"))

@@ -24,7 +24,7 @@ from lookalike.encoders.torch import Preprocess
 from lookalike.errors import ImageError, InputError, UsageError
 from lookalike.sources import Source
 from lookalike.training.adapt import places
-from lookalike.training.options import Contrast, Options
+from lookalike.training.options import Classify, Contrast, Options
 from lookalike.types import Product
 
 Log = Callable[[str], None]
@@ -40,7 +40,8 @@ class Photos:
     """``packed`` uint8 (photos, h, w, 3), memory-mapped, of which each row has its ``places``; the rest one per row.
 
     ``labels`` int64 (n,) into ``names``; ``validation`` bool (n,): held out, whole products, byte-identical photos on one
-    side; ``rare`` counts photos of each label that was too rare. ``digest`` is of all that is here, split included.
+    side; ``by_item``: a label is a product; ``rare`` counts photos of each label that was too rare. ``digest`` is of all
+    that is here, split included.
     """
 
     packed: NDArray[np.uint8]
@@ -53,6 +54,7 @@ class Photos:
     names: list[str]
     validation: NDArray[np.bool_]
     label: str
+    by_item: bool = False
     rare: dict[str, int] = field(default_factory=dict)
     digest: str = ""
 
@@ -105,7 +107,11 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
     labels = np.array([index[of[n]] for n in rows], np.int64)
     ids, digests = [named[n][0].id for n in taken], [notes[n]["digest"] for n in taken]
     own = [_own_split(named[n][0]) for n in taken]
-    validation = split(ids, digests, labels, options.validation)
+    # Where a label is a product, whole labels are held out: unseen items are what is asked for then.
+    by_item = "id" in columns
+    if by_item and isinstance(options, Classify):
+        raise UsageError("--label id: classify learns labels that several products share; train metric learns items")
+    validation = split(ids, digests, labels * (not by_item), options.validation)
     if "validation" in own:
         validation = np.array([s == "validation" for s in own])
     if not validation.any() or validation.all():
@@ -124,6 +130,7 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         names=names,
         validation=validation,
         label=", ".join(columns),
+        by_item=by_item,
         rare=dict(sorted(rare.items(), key=lambda item: -item[1])),
         digest=hashlib.sha256(everything.encode()).hexdigest(),
     )
@@ -275,7 +282,7 @@ def _written(listing: Path, head: dict[str, Any], names: list[str]) -> list[dict
 
 def _stat(name: str) -> list[int]:
     try:
-        found = Path(name).stat()
+        found = images.file_of(name).stat()
     except OSError:
         return []
     return [found.st_size, found.st_mtime_ns]

@@ -119,7 +119,8 @@ def recipe_of(photos: Photos, backbone: Backbone, options: Options) -> Recipe:
 
 
 def figures(made: Recipe, vectors: dict[str, NDArray[np.float32]]) -> dict[str, metrics.PerQuery]:
-    """P@1 and P@10 of held-out photos' labels among all others; the product's own and byte-identical ones left out.
+    """P@1 and P@10 of held-out photos' labels among all others; the product's own (unless products are the labels) and
+    byte-identical ones left out.
 
     Where texts are learnt, too: whether a photo of a held-out product's title is among the first ten of all.
     """
@@ -129,7 +130,9 @@ def figures(made: Recipe, vectors: dict[str, NDArray[np.float32]]) -> dict[str, 
     hits = np.zeros((len(rows), 10), bool)
     for n, row in enumerate(rows):
         scores = vectors["photos"] @ vectors["photos"][row]
-        scores[(products == products[row]) | (digests == digests[row])] = -np.inf
+        scores[
+            digests == digests[row] if photos.by_item else (products == products[row]) | (digests == digests[row])
+        ] = -np.inf
         top = np.argsort(-scores, kind="stable")[:10]
         hits[n, : len(top)] = (photos.labels[top] == photos.labels[row]) & np.isfinite(scores[top])
     if len(photos.names) > 1:
