@@ -252,6 +252,14 @@ class Catalog:
         manifest = snapshot.manifest
         roles = {column: role for role, column in (manifest.roles if manifest else {}).items()}
         kinds = manifest.kinds if manifest else {}
+        made_by = None
+        if manifest:
+            made_by = {
+                "name": manifest.encoder,
+                "id": manifest.encoder_id,
+                "dim": manifest.dim,
+                "source": manifest.source,
+            }
         return {
             "catalog": str(self.store.directory),
             "products": len(snapshot),
@@ -260,7 +268,7 @@ class Catalog:
             "catalog_version": snapshot.version,
             "drawn": bool(manifest and manifest.drawn),
             "colours": snapshot.has_colours,
-            "encoder": {"name": manifest.encoder, "id": manifest.encoder_id, "dim": manifest.dim} if manifest else None,
+            "encoder": made_by,
             "columns": [
                 {"name": c, "kind": kinds.get(c, "text"), "role": roles.get(c)}
                 for c in snapshot.attributes.column_names

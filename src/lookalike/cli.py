@@ -36,7 +36,9 @@ CatalogDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")]
 EncoderName = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it at run time)
-    typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="builtin, fake, or an encoder's directory."),
+    typer.Option(
+        "--encoder", envvar="LOOKALIKE_ENCODER", help="A name (lookalike encoders lists them) or a directory."
+    ),
 ]
 Download = Annotated[
     bool,
@@ -319,7 +321,9 @@ def status(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
         return
     encoder = found["encoder"]
     typer.echo(f"{found['catalog']}: {found['products']} products, {found['photos']} photos")
-    typer.echo(f"encoder: {encoder['id']}, {encoder['dim']} dimensions; quarantined: {found['quarantined']}")
+    origin = ", ".join(f"{key} {value}" for key, value in encoder["source"].items())
+    made = f"{encoder['id']}, {encoder['dim']} dimensions" + (f" ({origin})" if origin else "")
+    typer.echo(f"encoder: {made}; quarantined: {found['quarantined']}")
     for column in found["columns"]:
         role = f", the {column['role']}" if column["role"] and column["role"] != column["name"] else ""
         typer.echo(f"  {column['name']} ({column['kind']}{role})")
@@ -498,22 +502,33 @@ def demo(
 
 @app.command()
 def encoders(as_json: Json = False) -> None:
-    """List the encoders that can be used here."""
-    from lookalike.encoders import load
+    """List the encoders: what can be used here, what each costs, and how to get it."""
+    from lookalike.encoders import known
 
-    rows: list[dict[str, Any]] = []
-    for name in ("builtin", "fake", "colour-histogram"):
-        made = load(name)
-        reads = "photos and texts" if made.reads_text else "photos"
-        rows.append({"name": name, "id": made.id, "dim": made.dim, "size": list(made.size), "reads": reads})
+    rows = known()
     if as_json:
         typer.echo(json.dumps(rows))
         return
     _table(
-        ["name", "id", "dim", "input", "reads"],
-        [[r["name"], r["id"], str(r["dim"]), f"{r['size'][1]}×{r['size'][0]}", r["reads"]] for r in rows],
+        ["name", "reads", "dim", "input", "MB", "licence", "ready", "to get it"],
+        [
+            [
+                r["name"],
+                r["reads"],
+                str(r["dim"]),
+                f"{r['size'][1]}×{r['size'][0]}",
+                str(r["megabytes"]),
+                r["licence"],
+                "yes" if r["ready"] else "no",
+                r["get"],
+            ]
+            for r in rows
+        ],
     )
-    typer.echo("and any directory that holds an encoder.json")
+    typer.echo(
+        "and any network of timm or open_clip by its name there, or hf-hub:OWNER/NAME; NAME@PATH with weights of your"
+    )
+    typer.echo("own (.safetensors); directories that were exported or trained here; .tflite files of photo features")
 
 
 @app.command("export-encoder")

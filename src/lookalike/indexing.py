@@ -335,9 +335,9 @@ class _Run:
     def _manifest(self, encoder_name: str, drawn: bool) -> None:
         old = self.store.manifest()
         if old is None:
-            dim = self.encoder.dim
-            part = self.photo_dim if self.photo_dim < dim else 0
-            made = Manifest(encoder_name, self.encoder.id, dim, self.source.roles, self.kinds, drawn, part)
+            name, dim, roles = self.encoder.id, self.encoder.dim, self.source.roles
+            part, origin = self.photo_dim if self.photo_dim < dim else 0, getattr(self.encoder, "source", {})
+            made = Manifest(encoder_name, name, dim, roles, self.kinds, drawn, photo_dim=part, source=origin)
             self.store.create(made)
         else:
             new = replace(old, roles={**self.source.roles, **old.roles}, kinds=self.kinds, drawn=old.drawn and drawn)

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lookalike.encoders.base import Encoder
 from lookalike.errors import UsageError
 
-__all__ = ["Encoder", "load"]
+__all__ = ["Encoder", "known", "load"]
+
+ON_HUB = (
+    ("resnet50", "timm", "timm/resnet50.a1_in1k", 2048, 224, 102, "Apache-2.0"),
+    ("vgg16", "timm", "timm/vgg16.tv_in1k", 512, 224, 553, "BSD-3-Clause"),
+    ("inception-v3", "timm", "timm/inception_v3.tv_in1k", 2048, 299, 109, "Apache-2.0"),
+    ("xception", "timm", "timm/legacy_xception.tf_in1k", 2048, 299, 92, "Apache-2.0"),
+    ("mobilenetv3", "timm", "timm/mobilenetv3_large_100.ra_in1k", 1280, 224, 22, "Apache-2.0"),
+    ("clip-vit-b-32", "open_clip", "timm/vit_base_patch32_clip_224.openai", 512, 224, 605, "MIT"),
+    ("fashion-clip", "open_clip", "patrickjohncyh/fashion-clip", 512, 224, 605, "MIT"),
+    ("marqo-fashion-clip", "open_clip", "Marqo/marqo-fashionCLIP", 512, 224, 599, "Apache-2.0"),
+    ("fashion-siglip", "open_clip", "Marqo/marqo-fashionSigLIP", 768, 224, 813, "Apache-2.0"),
+)
+"""Encoders whose weights are downloaded once: name, library, repository, dim, side of the photo, MB, licence."""
+
+
+def known() -> list[dict[str, Any]]:
+    """What there is: name, id (where no download is needed to know it), dim, size, reads, megabytes, licence, ready, get.
+
+    No library is imported and nothing fetched for it.
+    """
+    ours = sum(file.stat().st_size for file in (Path(__file__).parent.parent / "builtin").iterdir()) // 1_000_000
+    rows: list[dict[str, Any]] = []
+    for name in ("builtin", "fake", "colour-histogram"):
+        made = load(name)
+        reads = "photos and texts" if made.reads_text else "photos"
+        row: dict[str, Any] = {"name": name, "id": made.id, "dim": made.dim, "size": list(made.size), "reads": reads}
+        rows.append(
+            {**row, "megabytes": ours if name == "builtin" else 0, "licence": "Apache-2.0", "ready": True, "get": ""}
+        )
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    for name, library, hub, dim, side, megabytes, licence in ON_HUB:
+        reads = "photos and texts" if library == "open_clip" else "photos"
+        fetched = any((cache / f"models--{hub.replace('/', '--')}" / "snapshots").glob("*/*.safetensors"))
+        get = "" if fetched else f"{megabytes} MB from https://huggingface.co/{hub}, on first use"
+        installed = find_spec(library) is not None
+        if not installed:
+            get = "; then ".join(["pip install 'lookalike[torch]'", *([get] if get else [])])
+        row = {"name": name, "id": None, "dim": dim, "size": [side, side], "reads": reads}
+        rows.append({**row, "megabytes": megabytes, "licence": licence, "ready": installed and fetched, "get": get})
+    return rows
 
 
 def load(name: str = "builtin", threads: int = 0) -> Encoder:

@@ -40,7 +40,8 @@ class Encoder(Protocol):
 
     ``name`` is what a user types, ``id`` that name with a digest of weights and preprocessing: vectors of different ids
     are never compared. ``size`` is (height, width) of the pixels that ``encode_photos`` takes. An encoder may also
-    have a ``calibration``, and ``knows(word)``: whether that is a word at all, and no slip of the finger.
+    have a ``calibration``; ``knows(word)``: whether that is a word at all, and no slip of the finger; and ``source``: where its
+    weights came from (``hub`` and ``revision`` or ``file``, ``licence``).
 
     One that has a ``photo_dim`` less than ``dim`` compares texts with the words of a product, not with its photo: vectors of
     photos are 0 from there on, those of texts before, and a catalog's row is the sum of its photo's and its product's.

@@ -110,7 +110,7 @@ class TorchEncoder:
         self.preprocess, self.dim, self.size = backbone.preprocess, backbone.dim, backbone.preprocess.size
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.photo = PhotoNet(backbone.net, backbone.preprocess).eval().to(self.device)
-        self.reads_text = backbone.text is not None
+        self.reads_text, self.source = backbone.text is not None, backbone.source
         if backbone.text is not None:
             backbone.text.eval().to(self.device)
         self.id = f"{backbone.name}-{identity(backbone.digest, backbone.preprocess)}"

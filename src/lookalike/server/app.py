@@ -410,6 +410,8 @@ def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
         found["encoder"] = {**encoder, "text": catalog.encoder.reads_text}
         if Path(catalog.encoder.name).is_absolute():
             found["encoder"]["name"] = Path(catalog.encoder.name).name
+        elif "@" in catalog.encoder.name:
+            found["encoder"]["name"] = catalog.encoder.id.rpartition("-")[0]
         return {"name": "lookalike", "version": __version__, **found, "scopes": request.state.scopes}
 
     # These three are answered by the event loop itself, also while every thread is busy.
