@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -261,7 +260,7 @@ class _Run:
                 path = os.path.abspath(photo)
                 try:
                     path.encode()
-                    status = os.stat(path)
+                    status = os.stat(images.file_of(path))
                 except (OSError, ValueError) as error:
                     why = (
                         error.strerror
@@ -335,9 +334,11 @@ class _Run:
     def _manifest(self, encoder_name: str, drawn: bool) -> None:
         old = self.store.manifest()
         if old is None:
-            name, dim, roles = self.encoder.id, self.encoder.dim, self.source.roles
+            dim = self.encoder.dim
             part, origin = self.photo_dim if self.photo_dim < dim else 0, getattr(self.encoder, "source", {})
-            made = Manifest(encoder_name, name, dim, roles, self.kinds, drawn, photo_dim=part, source=origin)
+            made = Manifest(
+                encoder_name, self.encoder.id, dim, self.source.roles, self.kinds, drawn, part, source=origin
+            )
             self.store.create(made)
         else:
             new = replace(old, roles={**self.source.roles, **old.roles}, kinds=self.kinds, drawn=old.drawn and drawn)
@@ -647,7 +648,7 @@ def verify(store: Store, progress: Progress | None = None) -> dict[str, Any]:
         others = set(rows["lk_encoder"].to_pylist()) - {manifest.encoder_id}
         damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
     for n, (path, digest) in enumerate(zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True)):
-        if not Path(path).is_file():
+        if not images.file_of(path).is_file():
             missing.append(path)
         else:
             try:

@@ -80,9 +80,9 @@ class Manifest:
     """What ``catalog.json`` holds.
 
     ``roles`` maps a role (``id``, ``title``, ``image``, ``category``, ``colour``, ``gender``, ``price``) to the source's
-    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``; ``source`` says where the encoder's
-    weights came from: ``hub`` and ``revision`` or ``file``, ``licence``. ``photo_dim`` is how many of a vector's values are the
-    photo's where the rest are the product's words; 0 where all are.
+    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``. ``photo_dim`` is how many of a vector's
+    values are the photo's where the rest is the product's words; 0 where all are. ``source`` says where the encoder's
+    weights came from: ``hub`` and ``revision`` or ``file``, ``licence``.
     """
 
     encoder: str

@@ -8,7 +8,6 @@ a model that was trained on this catalog is "in-domain", and its figures say so.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from lookalike.encoders.base import Encoder, photo_dim
 from lookalike.errors import InputError, NotFound
 from lookalike.evaluation import metrics
-from lookalike.evaluation.protocol import Progress, Report, encode_files, encode_texts, shown, summary
+from lookalike.evaluation.protocol import Progress, Report, confusion, encode_files, encode_texts, shown, summary
 from lookalike.snapshot import Snapshot
 
 TASKS = {
@@ -90,7 +89,8 @@ def evaluate(
         theirs = photos if one is encoder else encode_files(one, [snapshot.paths[r] for r in snapshot.first], progress)
         rows[one.id], queries, others = photo_to_photo(snapshot, theirs, queries_of)
         if one is encoder:
-            report["confusion"] = _confusion(snapshot, queries, others)
+            types = np.array(snapshot.attributes["articleType"].to_pylist(), object)
+            report["confusion"] = confusion(types, queries, others)
     report["tables"].append({"name": "photo → photo, held-out products", "queries": len(queries), "rows": rows})
     return report
 
@@ -179,20 +179,3 @@ def photo_to_photo(
             out[f"{name} P@10"] = summary(metrics.precision(equal, 10))
     out["type+colour+gender P@10"] = summary(metrics.precision(same, 10))
     return out, rows, others
-
-
-def _confusion(snapshot: Snapshot, queries: NDArray[np.int64], others: NDArray[np.int64]) -> dict[str, Any]:
-    """Which types stand among the neighbours of which: the 16 most frequent ones, shares of each row."""
-    types = np.array(snapshot.attributes["articleType"].to_pylist(), object)
-    names = [name for name, _ in Counter(types[queries]).most_common(16)]
-    counts = np.zeros((len(names), len(names) + 1))
-    for query, found in zip(types[queries], types[others], strict=True):
-        if query in names:
-            for one in found:
-                counts[names.index(query), names.index(one) if one in names else len(names)] += 1
-    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    return {
-        "rows": names,
-        "columns": [*names, "others"],
-        "shares": [[round(float(x), 3) for x in row] for row in shares],
-    }
