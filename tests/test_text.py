@@ -24,6 +24,7 @@ from lookalike.encoders.fake import FakeEncoder
 from lookalike.encoders.onnx import OnnxEncoder
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import kagl
+from lookalike.evaluation.catalog import evaluate as leave_one_out
 from lookalike.indexes.lexical import words_of
 from lookalike.indexing import description
 from lookalike.search import Query
@@ -261,6 +262,20 @@ def test_verify_tells_a_half_that_is_no_vector(shop: lookalike.Catalog):
         shop.store.commit(broken, replaces=True)
     assert len(shop.verify()["damaged"]) == 1
     assert "its vector has length 1.118" in shop.verify()["damaged"][0]
+
+
+def test_leaving_one_out_is_about_the_photos(tmp_path: Path, encoder: Beside):
+    products = [
+        Product(
+            f"p{n}", [draw(tmp_path / f"{n}.png", c, "bag", n)], f"word{n % 3}", {"colour": c, "word": f"word{n % 3}"}
+        )
+        for n, c in enumerate([*COLOURS] * 4)
+    ]
+    catalog = lookalike.open(tmp_path / "c", encoder=encoder)
+    catalog.index(products)
+    report = leave_one_out(catalog.snapshot(), encoder, ["word"], beside=[ColourHistogram()])
+    rows = report["tables"][0]["rows"]
+    assert rows["beside-1"] == rows["colour-histogram-1"]  # that the words name the answer is no merit of the photos
 
 
 def test_kagl_leaves_out_what_such_words_cannot_be_asked(tmp_path: Path, encoder: Beside):

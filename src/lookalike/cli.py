@@ -783,7 +783,9 @@ def train_ensemble(
     out: Annotated[Path, typer.Option(help="Where the new encoder's directory is written.")],
     label: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="A column that neighbours should share, or its role; may be repeated. By default category."),
+        typer.Option(
+            help="Columns that neighbours should share, or roles: articleType,baseColour. By default category."
+        ),
     ] = None,
     how: Annotated[
         str, typer.Option(help="average, concat or pca; by default what is best on the validation split.")
@@ -806,7 +808,7 @@ def train_ensemble(
     opened = open_source(source, _roles(map_ or []))
     say = lambda line: typer.echo(line, err=True)  # noqa: E731
     with _going_on():
-        found, made = ensemble.main(opened, encoder, label or ["category"], out, work, how, seed, say)
+        found, made = ensemble.main(opened, encoder, _listed(label) or ["category"], out, work, how, seed, say)
     _reported({**found, "written": made} if as_json else found, report, as_json)
     if not as_json:
         typer.echo(f"written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
@@ -974,7 +976,7 @@ def evaluate_compare(
         snapshot = _open(catalog).snapshot()
         whole = protocol.of_snapshot(snapshot, _listed(label) or ["category"])
         shelf, rows = whole.some(some(snapshot.ids))
-        known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.vectors[rows])
+        known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.photo_vectors[rows])
         what = f" of {catalog.resolve().name}"
     else:
         from lookalike.sources import open_source

@@ -88,6 +88,8 @@ class Ensemble:
             json.dumps([m.id for m in members]).encode() + (head.read_bytes() if head else b"")
         ).hexdigest()[:12]
         self.id = f"ensemble-{self.digest}"
+        sources = [getattr(m, "source", {}) for m in members]
+        self.source = {f"member {n} {key}": value for n, s in enumerate(sources, 1) for key, value in s.items()}
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
         """As ``Encoder.prepare``, but flat: (pixels of all members,)."""

@@ -140,6 +140,7 @@ class TextBeside:
         self.id = f"minilm-{text.digest}+{photo.id}"
         self.photo_dim, self.dim = photo.dim, photo.dim + text.dim
         self.size = photo.size
+        self.source = {**getattr(photo, "source", {}), "text": text.source}
 
     def prepare(self, image: Image) -> NDArray[np.uint8]:
         """As ``Encoder.prepare``."""

@@ -255,7 +255,7 @@ def evaluate(
         progress(f"{one.name}: {len(asked)} queries")
         own = one is encoder
         found = leave_one_out(
-            snapshot.vectors if own else cached_vectors(one, shelf.paths, shelf.digests, progress), shelf, asked
+            snapshot.photo_vectors if own else cached_vectors(one, shelf.paths, shelf.digests, progress), shelf, asked
         )
         for name, figures in found.figures.items():
             counts[name] = int(found.asked[name].sum())

@@ -436,7 +436,7 @@ def _report(
         for name, found in relevance.items()
     }
     curves = [
-        {"name": name, "figure": "P@k",
+        {"name": name.partition(" (")[0][:24], "figure": "P@k",
          "points": [[k, round(float(metrics.precision(found, k).mean()), 4)] for k in (1, 2, 5, 10)]}
         for name, found in relevance.items()
     ]  # fmt: skip

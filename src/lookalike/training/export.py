@@ -246,14 +246,14 @@ def _beside(encoder: TextBeside, directory: Path) -> dict[str, Any]:
     photo, text = encoder.photo, encoder.text
     net: nn.Module | Path
     if isinstance(photo, TorchEncoder):
-        net, preprocess, source = photo.photo, photo.preprocess, photo.backbone.source
+        net, preprocess = photo.photo, photo.preprocess
     elif isinstance(photo, OnnxEncoder):
-        net, preprocess, source = photo.photo_file, Preprocess(photo.size, fit=photo.fit), photo.source
+        net, preprocess = photo.photo_file, Preprocess(photo.size, fit=photo.fit)
     else:
         raise UsageError(f"{photo.name}: is no single ONNX file, and cannot become one; words go beside those that can")
     return write_encoder(
         directory, encoder.id.rpartition("-")[0], net, preprocess, encoder.dim, text=text.net, tokenizer=text.tokenizer,
-        source={**source, "text": text.source}, same_as=encoder.id, more={"describes": True},
+        source=encoder.source, same_as=encoder.id, more={"describes": True},
     )  # fmt: skip
 
 
