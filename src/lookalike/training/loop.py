@@ -263,7 +263,7 @@ def _last_stage(net: nn.Module) -> list[str]:
 
 
 class _SafeCheckpoints(CheckpointIO):
-    """Lightning's checkpoints as safetensors: never pickled."""
+    """Lightning's checkpoints as safetensors alone."""
 
     def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         checkpoint.save_tree(Path(path), checkpoint_)
