@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -87,18 +86,5 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def torchvision_operators() -> None:
-    """timm and open_clip import torchvision, whose compiled operators do not load beside torch's CPU build everywhere."""
-    import torch
-
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        operators = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(operators)  # they live as long as this does
-
-
-_KEPT: list[object] = []
+    """timm and open_clip can be imported."""
+    importlib.import_module("torchvision_shim")

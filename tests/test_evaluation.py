@@ -15,7 +15,8 @@ from conftest import COLOURS, KINDS, draw, write_csv
 from lookalike import encoders
 from lookalike.cli import app
 from lookalike.errors import InputError, UsageError
-from lookalike.evaluation import calibration, everyday, kagl, metrics, protocol, street
+from lookalike.evaluation import calibration, compare, everyday, inshop, kagl, metrics, protocol, street
+from lookalike.evaluation import catalog as leave
 from lookalike.evaluation.report import write
 from lookalike.sources.street import street_photos
 
@@ -28,6 +29,127 @@ def test_metrics_by_hand():
     assert metrics.recall(R, np.array([4, 1, 2]), 3).tolist() == [0.5, 0, 1]
     assert metrics.reciprocal_rank(R).tolist() == [1, 0, 0.5]
     assert metrics.reciprocal_rank(R, 1).tolist() == [1, 0, 0]
+
+
+def slow(order: list[int], relevant: set[int], k: int) -> dict[str, float]:
+    """The definitions, a loop each."""
+    first = [hit in relevant for hit in order[:k]]
+    r = len(relevant)
+    precisions = [sum(hit in relevant for hit in order[: n + 1]) / (n + 1) for n in range(r)]
+    return {
+        "precision": sum(first) / k,
+        "recall": sum(first) / r,
+        "found": float(any(first)),
+        "reciprocal rank": next((1 / n for n, hit in enumerate(first, 1) if hit), 0.0),
+        "R-precision": sum(hit in relevant for hit in order[:r]) / r,
+        "AP@R": sum(p for p, hit in zip(precisions, order, strict=False) if hit in relevant) / r,
+    }
+
+
+@pytest.mark.usefixtures("torchvision_operators")
+def test_metrics_against_a_slow_oracle_and_torchmetrics():
+    torch = pytest.importorskip("torch", reason="needs torch (extra torch)")
+    library = pytest.importorskip("torchmetrics.functional.retrieval", reason="needs torchmetrics (extra train)")
+    rng = np.random.default_rng(3)
+    ranks = 30
+    for share in (0.05, 0.3, 0.9):
+        relevant = rng.random((40, ranks)) < share
+        relevant[:, -1] |= ~relevant.any(1)  # each query has something to find
+        counts = relevant.sum(1)
+        scores = rng.integers(0, 6, (40, ranks)).astype(np.float32)  # many are equal
+        order = np.argsort(-scores, axis=1, kind="stable")
+        hits = np.take_along_axis(relevant, order, 1)
+        for k in (1, 3, 10, ranks):
+            ours = {
+                "precision": metrics.precision(hits, k), "recall": metrics.recall(hits, counts, k),
+                "found": metrics.found(hits, k), "reciprocal rank": metrics.reciprocal_rank(hits, k),
+                "R-precision": metrics.r_precision(hits, counts), "AP@R": metrics.average_precision_at_r(hits, counts),
+            }  # fmt: skip
+            for q in range(40):
+                oracle = slow(order[q].tolist(), set(np.flatnonzero(relevant[q]).tolist()), k)
+                assert {name: values[q] for name, values in ours.items()} == pytest.approx(oracle)
+                # The library orders equal scores as it likes: it gets ours, as scores that differ.
+                given = torch.arange(ranks, 0, -1, dtype=torch.float32), torch.from_numpy(hits[q])
+                theirs = {
+                    "precision": library.retrieval_precision(*given, top_k=k),
+                    "recall": library.retrieval_recall(*given, top_k=k),
+                    "found": library.retrieval_hit_rate(*given, top_k=k),
+                    "reciprocal rank": library.retrieval_reciprocal_rank(*given, top_k=k),
+                    "R-precision": library.retrieval_r_precision(*given),
+                }
+                for name, value in theirs.items():
+                    assert ours[name][q] == pytest.approx(float(value)), name
+
+
+def shelf_of(labels: list[str], photos: list[int] | None = None, digests: list[str] | None = None) -> leave.Shelf:
+    """Products with such labels and so many photos (one by default)."""
+    photos = photos or [1] * len(labels)
+    total = sum(photos)
+    first = np.cumsum([0, *photos[:-1]])
+    names = [f"{n}.jpg" for n in range(total)]
+    return leave.Shelf(names, digests or names, first, {"kind": np.array(labels, object)}, [""] * len(labels))
+
+
+def unit(rng: np.random.Generator, count: int, dim: int = 4) -> np.ndarray:
+    vectors = rng.integers(-2, 3, (count, dim)).astype(np.float32) + np.float32(0.01)  # few directions: many are equal
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+@pytest.mark.usefixtures("torchvision_operators")
+def test_leave_one_out_against_pytorch_metric_learning():
+    torch = pytest.importorskip("torch", reason="needs torch (extra torch)")
+    calculator = pytest.importorskip(
+        "pytorch_metric_learning.utils.accuracy_calculator", reason="needs pytorch-metric-learning (extra train)"
+    )
+    rng = np.random.default_rng(5)
+    vectors = unit(rng, 120)
+    labels = rng.integers(0, 7, 120)
+
+    def nearest(query, k, reference, ref_includes_query):  # type: ignore[no-untyped-def]
+        scores = query.numpy() @ reference.numpy().T
+        np.fill_diagonal(scores, -9)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k].copy()
+        return torch.from_numpy(-np.take_along_axis(scores, order, 1)), torch.from_numpy(order)
+
+    include = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    library = calculator.AccuracyCalculator(include=include, k="max_bin_count", knn_func=nearest)
+    theirs = library.get_accuracy(torch.from_numpy(vectors), torch.from_numpy(labels), ref_includes_query=True)
+    found = leave.leave_one_out(vectors, shelf_of([f"k{n}" for n in labels]), np.arange(120))
+    ours = {name: values.mean() for name, values in found.figures["kind"].items()}
+    assert ours["P@1"] == pytest.approx(theirs["precision_at_1"])
+    assert ours["R-precision"] == pytest.approx(theirs["r_precision"])
+    assert ours["MAP@R"] == pytest.approx(theirs["mean_average_precision_at_r"])
+
+
+def test_leave_one_out_of_products_with_several_photos_against_a_slow_oracle():
+    rng = np.random.default_rng(6)
+    labels = [*rng.choice(["a", "b", ""], 30), "alone"]
+    photos = [1 + n % 3 for n in range(31)]
+    digests = [f"d{n // 2 if n < 20 else n}" for n in range(sum(photos))]  # some photos are the same bytes
+    shelf = shelf_of(labels, photos, digests)
+    vectors = unit(rng, len(digests))
+    found = leave.leave_one_out(vectors, shelf, np.arange(31), batch=7)
+    owner = np.repeat(np.arange(31), photos)
+    asked, seen = [], {name: [] for name in leave.FIGURES}
+    for q in range(31):
+        row = shelf.first[q]
+        best: dict[int, float] = {}
+        for n in range(len(digests)):
+            if owner[n] != q and digests[n] != digests[row]:
+                best[owner[n]] = max(best.get(owner[n], -9), float(vectors[row] @ vectors[n]))
+        order = sorted(best, key=lambda p: (-best[p], p))
+        assert [best[p] for p in found.nearest[q] if p in best] == pytest.approx([best[p] for p in order[:10]])
+        relevant = {p for p in best if labels[p] == labels[q]}
+        if labels[q] and relevant:
+            asked.append(q)
+            order = [int(p) for p in found.nearest[q]] + [p for p in order if p not in found.nearest[q]]
+            ten = slow(order, relevant, 10)
+            seen["P@10"].append(ten["precision"])
+            seen["P@1"].append(slow(order, relevant, 1)["precision"])
+    assert np.flatnonzero(found.asked["kind"]).tolist() == asked
+    assert 30 not in asked  # nothing else is like it
+    for name in ("P@1", "P@10"):
+        assert found.figures["kind"][name] == pytest.approx(seen[name])
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_queries():
@@ -308,3 +430,165 @@ def test_data_is_not_measured_within_somebodys_own_catalog(tmp_path: Path, catal
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, UsageError)
     assert "measure in a catalog of its own" in str(done.exception)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOOKALIKE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_catalog_is_measured_by_category_colour_and_both(tmp_path: Path, kaggle: lookalike.Catalog, cache: Path):
+    snapshot = kaggle.snapshot()
+    histogram = encoders.load("colour-histogram")
+    report = leave.evaluate(snapshot, kaggle.encoder, beside=[histogram])
+    names = [t["name"] for t in report["tables"]]
+    assert names == [
+        "same category (articleType)", "same colour (baseColour)", "same category + colour (articleType + baseColour)",
+    ]  # fmt: skip
+    assert [t["queries"] for t in report["tables"]] == [12, 12, 0]  # each kind is there once in each colour
+    kind = report["tables"][0]["rows"]
+    assert set(kind) == {kaggle.encoder.id, histogram.id}
+    near = [int(np.argsort(-(snapshot.vectors @ v - 9 * np.eye(12)[n]))[0]) for n, v in enumerate(snapshot.vectors)]
+    kinds = snapshot.attributes["articleType"].to_pylist()
+    assert kind[kaggle.encoder.id]["P@1"]["mean"] == pytest.approx(
+        np.mean([kinds[n] == kinds[m] for n, m in enumerate(near)]), abs=1e-4
+    )
+    assert len(list(cache.rglob("*.npy"))) == 1
+    again = leave.evaluate(snapshot, kaggle.encoder, beside=[histogram])
+    assert again["tables"] == report["tables"]
+    next(cache.rglob("*.npy")).write_bytes(b"damaged")
+    assert leave.evaluate(snapshot, kaggle.encoder, beside=[histogram])["tables"] == report["tables"]
+
+    ids = tmp_path / "ids.txt"
+    ids.write_text("0\n4\n\n4\n")
+    command = ["evaluate", "catalog", "--catalog", str(kaggle.store.directory), "--by", "colour,gender", "--json"]
+    printed = CliRunner().invoke(app, [*command, "--queries", str(ids), "--report", str(tmp_path / "r.html")])
+    assert printed.exit_code == 0, printed.output
+    made = json.loads(printed.stdout)
+    assert [t["name"] for t in made["tables"]] == ["same colour", "same gender", "same colour + gender"]
+    assert [t["queries"] for t in made["tables"]] == [2, 2, 2]
+    html = (tmp_path / "r.html").read_text()
+    assert html.count("<figure") == 2 * 7
+    few = CliRunner().invoke(app, [*command, "--sample", "5", "--seed", "3"])
+    assert [t["queries"] for t in json.loads(few.stdout)["tables"]] == [5, 5, 5]
+    assert "5 of them asked for (by chance, seed 3)" in json.loads(few.stdout)["note"]
+    ids.write_text("0\nnowhere\n")
+    refused = CliRunner().invoke(app, [*command, "--queries", str(ids)])
+    assert isinstance(refused.exception, InputError)
+    assert "ids.txt: there is no product 'nowhere'" in str(refused.exception)
+    refused = CliRunner().invoke(app, [*command[:-2], "color2"])
+    assert isinstance(refused.exception, UsageError)
+    assert "baseColour" in str(refused.exception)
+
+
+def test_a_catalog_without_known_columns_says_what_it_has(tmp_path: Path):
+    for n in range(3):
+        draw(tmp_path / "p" / f"{n}.jpg", "red", "bag", n)
+    plain = lookalike.open(tmp_path / "c", encoder="fake")
+    plain.index(tmp_path / "p")
+    with pytest.raises(UsageError, match=r"say by what: --by COLUMN\. It has none"):
+        leave.evaluate(plain.snapshot(), plain.encoder)
+
+
+def test_in_shop_finds_items_in_the_gallery(tmp_path: Path):
+    from test_datasets import in_shop
+
+    root = in_shop(tmp_path / "data")
+    report = inshop.evaluate(encoders.load("fake"), root, [encoders.load("colour-histogram")])
+    (table,) = report["tables"]
+    assert table["queries"] == 2
+    assert set(table["rows"]) == {"fake-1", "colour-histogram-1"}
+    assert table["rows"]["fake-1"]["Recall@1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}  # an item is of one colour
+    assert "2 queries of 2 items against 3 photos of the gallery, cut to their boxes" in report["note"]
+    write(report, tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text().count("<figure") == 2 * (1 + 3)  # each query, and the gallery's photos
+
+    # Of the green item's photos the gallery's is broken, and the blue one's box lies elsewhere: both are told.
+    next((root / "img").rglob("01_4_full.jpg")).write_bytes(b"broken")
+    boxes = root / "Anno" / "list_bbox_inshop.txt"
+    boxes.write_text(re.sub(r"(01_2_side.jpg\s+\d 1) .*", r"\1 500 500 600 600", boxes.read_text()))
+    command = ["evaluate", "in-shop", "--data", str(root), "--encoder", "fake", "--json"]
+    made = json.loads(CliRunner().invoke(app, command).stdout)
+    assert made["tables"][0]["queries"] == 1
+    assert "against 1 photos of the gallery" in made["note"]
+    assert "Left out: 1 queries whose item is not in the gallery, 2 photos that cannot be read" in made["note"]
+    whole = json.loads(CliRunner().invoke(app, [*command, "--no-crop"]).stdout)
+    assert "2 photos of the gallery, whole" in whole["note"]
+    for file in (root / "img").rglob("01_*"):
+        file.write_bytes(b"broken")
+    with pytest.raises(InputError, match="no query whose item is in the gallery"):
+        inshop.evaluate(encoders.load("fake"), root)
+
+
+def test_encoders_are_compared_in_one_table_and_two_plots(
+    tmp_path: Path, kaggle: lookalike.Catalog, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from shutil import copytree
+
+    monkeypatch.setattr(compare, "SECONDS", 0.0)
+    trained = tmp_path / "my encoder"
+    copytree(encoders.load("builtin").directory, trained)  # type: ignore[attr-defined]
+    about = json.loads((trained / "encoder.json").read_text())
+    (trained / "encoder.json").write_text(json.dumps({**about, "training": {"recipe": "adapt", "seconds": 600}}))
+    command = ["evaluate", "compare", "fake", "colour-histogram", str(trained)]
+    on = ["--catalog", str(kaggle.store.directory), "--label", "colour"]
+    printed = CliRunner().invoke(app, [*command, *on, "--report", str(tmp_path / "r.html"), "--json"])
+    assert printed.exit_code == 0, printed.output
+    report = json.loads(printed.stdout)
+    (table,) = report["tables"]
+    assert table["queries"] == 12
+    assert set(table["rows"]) == {"fake", "colour-histogram", "my encoder"}
+    fake, mine = table["rows"]["fake"], table["rows"]["my encoder"]
+    own = leave.evaluate(kaggle.snapshot(), kaggle.encoder, ["colour"])["tables"][0]["rows"]["fake-1"]
+    assert {f: fake[f] for f in ("P@1", "P@10", "MAP@R")} == {f: own[f] for f in ("P@1", "P@10", "MAP@R")}
+    assert (mine["training time"]["shown"], mine["dimensions"]["shown"]) == ("10 min", "256")
+    assert mine["on disk"]["mean"] == sum(f.stat().st_size for f in trained.iterdir() if f.suffix != ".md")
+    assert (fake["training time"], fake["on disk"]) == ({"mean": None, "shown": "–"},) * 2
+    assert all(row["photos/s"]["mean"] > 0 for row in table["rows"].values())
+    speed, training = report["plots"]
+    assert [p["name"] for p in speed["points"]] == ["fake", "colour-histogram", "my encoder"]
+    assert [(p["name"], p["x"]) for p in training["points"]] == [("my encoder", 600)]
+    html = (tmp_path / "r.html").read_text()
+    assert html.count("<circle") == 4
+    assert "10 min" in html
+    assert not re.search(r"\b(nan|inf)\b", html)
+
+    next((tmp_path / "images").glob("3.jpg")).write_bytes(b"broken")
+    on = ["--data", str(tmp_path), "--label", "baseColour,gender", "--products", "11"]
+    monkeypatch.setattr(compare, "PHOTOS", 3)
+    printed = CliRunner().invoke(app, ["evaluate", "compare", "fake", *on])
+    assert printed.exit_code == 0, printed.output
+    assert "baseColour + gender P@10 0." in printed.output
+    assert "photos/s" in printed.output
+    (tmp_path / "ids.txt").write_text("2\n0\n4\n8\n")
+    named = ["--queries", str(tmp_path / "ids.txt"), "--label", "baseColour", "--json"]
+    for where in (["--data", str(tmp_path)], ["--catalog", str(kaggle.store.directory)]):
+        made = json.loads(CliRunner().invoke(app, ["evaluate", "compare", "fake", *where, *named]).stdout)
+        assert made["tables"][0]["queries"] == 3  # 0, 4 and 8 are red, nothing else is as green as 2
+    refused = CliRunner().invoke(app, ["evaluate", "compare", "fake", "--data", str(tmp_path), "--label", "fit"])
+    assert isinstance(refused.exception, UsageError)
+    assert "no column 'fit'" in str(refused.exception)
+
+
+def test_two_photos_are_compared_by_any_encoder(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    red, blue = (str(draw(tmp_path / f"{c}.jpg", c, "bag")) for c in ("red", "blue"))
+    runner = CliRunner()
+    same = json.loads(runner.invoke(app, ["compare", red, red, "--json"]).stdout)  # no catalog here: builtin
+    assert same["encoder"].startswith("builtin-")
+    assert (same["cosine"], same["alike"]) == (pytest.approx(1, abs=1e-5), 100)
+    assert same["distance"] == pytest.approx(0, abs=2e-3)
+    by_catalog = ["--catalog", str(catalog.store.directory)]
+    other = json.loads(runner.invoke(app, ["compare", red, blue, "--json", *by_catalog]).stdout)
+    assert other["encoder"] == "fake-1"
+    assert "alike" not in other
+    assert other["distance"] ** 2 == pytest.approx(2 - 2 * other["cosine"], abs=1e-5)
+    printed = runner.invoke(
+        app, ["compare", red, f"{red}#xywh=0,0,30,40", "--encoder", "colour-histogram", *by_catalog]
+    )
+    assert "by colour-histogram-1" in printed.output
+    refused = runner.invoke(app, ["compare", red, "nowhere.jpg"])
+    assert isinstance(refused.exception, InputError)

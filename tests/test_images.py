@@ -695,6 +695,73 @@ def test_threads_read_at_once_and_leave_the_warning_filters_as_they_were():
 # Digest, crop, thumbnail, fit ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ("0,0,32,24", (32, 24)),
+        ("pixel:32,24,32,24", (32, 24)),
+        ("-10,-10,42,34", (32, 24)),  # cut at the photo's edges
+        ("40,30,999,999", (24, 18)),
+        ("63,47,1,1", (1, 1)),
+    ],
+)
+def test_a_box_at_the_end_of_a_name_is_the_part_of_the_photo_within_it(box, size, tmp_path):
+    garment().save(tmp_path / "a.png")
+    name = f"{tmp_path}/a.png#xywh={box}"
+    part = images.read(name)
+    assert part.size == size
+    x, y = (max(0, int(n)) for n in box.removeprefix("pixel:").split(",")[:2])
+    assert np.array_equal(part, garment().crop((x, y, x + size[0], y + size[1])))
+    content = images.load(name)
+    assert np.array_equal(images.read(content), part)
+    assert images.digest(content) != images.digest(images.load(tmp_path / "a.png"))
+    assert images.digest(content) == images.digest(images.load(name))
+    assert images.file_of(name) == tmp_path / "a.png"
+
+
+def test_parts_of_one_file_have_digests_of_their_own(tmp_path):
+    garment().save(tmp_path / "a.png")
+    boxes = [(0, 0, 8, 8), (0, 0, 8, 9), (1, 0, 8, 8)]
+    assert len({images.digest(images.load(images.with_box(tmp_path / "a.png", b))) for b in boxes}) == 3
+
+
+@pytest.mark.parametrize(
+    ("box", "why"),
+    [
+        ("1,2,3", "four whole numbers"),
+        ("", "four whole numbers"),
+        ("percent:0,0,50,50", "four whole numbers"),
+        ("0,0,1e3,5", "four whole numbers"),
+        ("5,5,0,10", "holds no pixel"),
+        ("5,5,-3,10", "holds no pixel"),
+        ("-9,0,9,9", "holds no pixel"),
+        ("64,0,5,5", "lies outside of the photo's 64×48 pixels"),
+        ("0,48,5,5", "lies outside of the photo's 64×48 pixels"),
+    ],
+)
+def test_a_box_that_holds_nothing_is_refused_by_name(box, why, tmp_path):
+    garment().save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=rf"a\.png#xywh={box}: .*{why}"):
+        images.read(f"{tmp_path}/a.png#xywh={box}")
+
+
+def test_a_box_counts_in_upright_pixels_of_the_whole_photo_however_small_it_is_decoded(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # what is stored lies on its side
+    lying = garment(1600, 1200).transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert images.read(tmp_path / "a.jpg").size == (1600, 1200)
+    for box, corner in (((0, 0, 800, 600), "tl"), ((800, 0, 800, 600), "tr"), ((800, 600, 900, 900), "br")):
+        for at_least in (None, 64, 300):
+            part = images.read(images.with_box(tmp_path / "a.jpg", box), at_least=at_least)
+            assert min(part.size) >= (at_least or 600)
+            assert part.width / part.height == pytest.approx(800 / 600, rel=0.02)
+            assert np.abs(np.asarray(part).mean((0, 1)) - QUADRANTS[corner]).max() < 6
+            if at_least == 64:
+                assert min(part.size) < 200  # decoded small all the same
+    assert images.read(images.with_box(tmp_path / "a.jpg", (1, 1, 2, 2)), at_least=300).size == (2, 2)
+
+
 def test_digest_and_load(tmp_path):
     assert images.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb924"
     assert images.digest(b"a") != images.digest(b"b")

@@ -8,14 +8,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import lookalike
 import lookalike.sources
 from conftest import COLOURS, draw, write_csv
-from lookalike import indexing
+from lookalike import images, indexing
 from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch, InputError, NotFound
 from lookalike.types import Product
 
@@ -99,6 +101,54 @@ def test_a_cell_that_does_not_fit_its_column_is_quarantined_and_never_pruned(tab
     assert "price: 'cheap' is not a number" in catalog.quarantine()[0].reason
     assert "price" not in catalog.product("p01")["attributes"]
     assert catalog.product("p01")["title"] == "blue shirt"
+
+
+def test_parts_of_one_photo_are_products_of_their_own(tmp_path: Path):
+    """``photo#xywh=X,Y,W,H``: cropped while indexing, in thumbnails and in photos that are served; changes are seen."""
+    from starlette.testclient import TestClient
+
+    from lookalike.server.app import create_app
+
+    def paint(right: str) -> None:
+        both = Image.new("RGB", (80, 40), COLOURS["red"])
+        both.paste(COLOURS[right], (40, 0, 80, 40))
+        both.save(tmp_path / "pair.png")
+
+    paint("blue")
+    table = write_csv(
+        tmp_path / "t.csv",
+        [{"image": f"pair.png#xywh={box}"} for box in ("0,0,40,40", "40,0,40,40", "90,0,5,5", "0,0,4")]
+        + [{"image": "missing.png#xywh=0,0,4,4"}],
+    )
+    made = lookalike.open(tmp_path / "c", encoder="fake")
+    report = made.index(table)
+    assert (report.added, report.quarantined) == (2, 3)
+    told = {q.item.rsplit("/", 1)[-1]: q.reason for q in made.quarantine()}
+    assert "lies outside of the photo's 80×40 pixels" in told["pair.png#xywh=90,0,5,5"]
+    assert "X,Y,W,H" in told["pair.png#xywh=0,0,4"]
+    assert any("missing.png" in reason for reason in told.values())
+    red, blue = (made.search(colour)[0] for colour in ("red", "blue"))
+    assert (red.id, blue.id) == ("pair#xywh=0,0,40,40", "pair#xywh=40,0,40,40")
+    client = TestClient(
+        create_app(made, "secret"), base_url="http://127.0.0.1", headers={"authorization": "Bearer secret"}
+    )
+    pictures = [images.read(client.get(f"/api/photos/{hit.photo}?width=16").content) for hit in (red, blue)]
+    for picture, colour in zip(pictures, ("red", "blue"), strict=True):
+        assert picture.size == (16, 16)
+        assert np.abs(np.asarray(picture).mean((0, 1)) - COLOURS[colour]).max() < 8
+    assert client.get(f"/api/products/{quote(blue.id)}").json()["id"] == blue.id
+    listed = client.get("/api/quarantine").json()["items"]
+    assert [(q["item"], q["picture"]) for q in listed if "lies outside" in q["reason"]] == [
+        ("pair.png#xywh=90,0,5,5", True)  # the whole photo can be shown
+    ]
+    assert made.index(table).unchanged == 2
+    assert made.verify() == {"photos": 2, "damaged": [], "changed": [], "missing": []}
+    paint("green")
+    assert len(made.verify()["changed"]) == 2
+    assert made.index(table).updated == 2  # the file was changed: both of its parts are read again
+    assert made.search("green")[0].id == blue.id
+    (tmp_path / "pair.png").unlink()
+    assert len(made.verify()["missing"]) == 2
 
 
 def test_new_columns_of_a_second_source_are_added(tmp_path: Path, catalog: lookalike.Catalog):

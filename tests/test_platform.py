@@ -816,6 +816,15 @@ def test_addresses_go_through_the_guarded_downloader(catalog: lookalike.Catalog,
         assert "404" in none.json()["detail"]
         client.put("/api/products/n2", json={"photos": photos[:1]})  # a shop tries again and again
         assert client.get("/api/quarantine").json()["total"] == 2
+        parts = [f"{photos[1]}#xywh={box}" for box in ("0,0,10,12", "999,0,5,5")]
+        report = client.put("/api/products/n3", json={"photos": parts}).json()
+        assert report["added"] == 1
+        assert report["problems"][0]["item"] == "upload, id n3, photo 2"
+        assert "lies outside of the photo's" in report["problems"][0]["reason"]
+        assert client.delete("/api/products/n1").status_code == 204  # its file is n3's, too, and stays
+        (photo,) = client.get("/api/products/n3").json()["photos"]
+        picture = Image.open(io.BytesIO(client.get(f"/api/photos/{photo}?width=16").content))
+        assert picture.size == (10, 12)
 
 
 def test_a_catalog_that_is_being_written_says_when_to_come_back(writer: TestClient, catalog: lookalike.Catalog):

@@ -664,6 +664,18 @@ def test_prune_clears_the_cache_and_broken_photos_are_named_by_their_address(sho
     assert len(files(tmp_path / "c" / "downloads")) == 1
 
 
+def test_two_parts_of_a_photo_at_an_address_are_fetched_once(shop: Shop, photo: bytes, tmp_path: Path):
+    shop.pages["/a.jpg"] = photo
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    addresses = [shop.at(f"/{name}#xywh={box}") for name in ("a.jpg", "gone.jpg") for box in ("0,0,20,20", "9,9,20,20")]
+    products = [Product(str(n), [address]) for n, address in enumerate(addresses)]
+    assert catalog.index(products, download=catalog.web(shop.allow)).added == 2
+    assert len(files(tmp_path / "c" / "downloads")) == 1
+    assert [q.item for q in catalog.quarantine()] == [f"{n}, id {n}: {addresses[n]}" for n in (2, 3)]
+    assert catalog.index(products, prune=True, download=catalog.web(shop.allow)).unchanged == 2
+    assert len(files(tmp_path / "c" / "downloads")) == 1  # in use
+
+
 def test_an_interrupted_download_goes_on_where_it_was(shop: Shop, photo: bytes, tmp_path: Path):
     class Interrupted(BaseException):
         pass

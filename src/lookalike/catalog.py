@@ -176,7 +176,7 @@ class Catalog:
             InputError: the source cannot be used, or contradicts the catalog; nothing was changed.
             CatalogError: the catalog cannot be written.
         """
-        from lookalike import indexing
+        from lookalike import images, indexing
         from lookalike.sources import Source, open_source
 
         web = self.web() if download is True else download or None
@@ -184,7 +184,7 @@ class Catalog:
         name = self.encoder.name
         report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
         if prune and web is not None and web.cache == self._downloads:
-            web.clean(keep=self.store.rows(["lk_path"])["lk_path"].to_pylist())
+            web.clean(keep=(images.split(p)[0] for p in self.store.rows(["lk_path"])["lk_path"].to_pylist()))
         return report
 
     @property

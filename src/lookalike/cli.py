@@ -10,16 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
 
 from lookalike import __version__
 from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
+from lookalike.training.options import RECIPES, Options
 
 if TYPE_CHECKING:
     from lookalike.catalog import Catalog
     from lookalike.feedback import Vote
+    from lookalike.sources import Source
 
 app = typer.Typer(
     help="Visual search for fashion catalogues: by photo, by words, or by both.",
@@ -291,6 +293,28 @@ def tag(
 
 
 @app.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="A photo's file.")],
+    other: Annotated[str, typer.Argument(help="Another.")],
+    encoder: EncoderName = None,
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """How alike two photos are, by any encoder; by default the catalog's, or builtin where there is none."""
+    from lookalike.encoders import load
+    from lookalike.insights import similarity
+
+    made = load(encoder) if encoder else _open(catalog, must_exist=False).encoder
+    found = similarity(made, one, other)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"cosine {found['cosine']:.4f}, Euclidean distance {found['distance']:.4f} (by {found['encoder']})")
+    if "alike" in found:
+        typer.echo(f"alike: {found['alike']} of 100")
+
+
+@app.command()
 def duplicates(
     threshold: Annotated[Optional[float], typer.Option(help="Cosine of two photos, 0.9 to 1; by default 0.99.")] = None,  # noqa: UP045
     where: Annotated[str, typer.Option(help="A filter: gender = 'Women' and price < 50")] = "",
@@ -550,7 +574,8 @@ def export_encoder(
         typer.echo(f"{name} is ONNX files already; they were copied to {directory}")
     else:
         cosines = ", ".join(f"{what} {made[what]:.6f}" for what in ("photos", "texts") if what in made)
-        typer.echo(f"{made['bytes'] / 1e6:.0f} MB written to {directory}; least cosine beside torch: {cosines}")
+        beside = f"; least cosine beside torch: {cosines}" if cosines else ""
+        typer.echo(f"{made['bytes'] / 1e6:.0f} MB written to {directory}{beside}")
     typer.echo(f"use it: --encoder {directory}")
 
 
@@ -640,7 +665,8 @@ def train_adapt(
     options = adapt.Options(epochs=epochs)
     votes = _votes(catalog) if feedback else []
     say = lambda line: typer.echo(line, err=True)  # noqa: E731
-    found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
+    with _going_on():
+        found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -654,6 +680,136 @@ def train_adapt(
         typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
     else:
         typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+def _recipe(name: str, kind: type[Options]) -> None:
+    """A command of ``train`` whose options are the fields of ``kind``."""
+    import inspect
+    from dataclasses import fields
+
+    def command(**given: Any) -> None:
+        from lookalike.sources import open_source
+        from lookalike.training.options import checked
+
+        source, out, work, map_, as_json = (given.pop(n) for n in ("source", "out", "work", "map_", "as_json"))
+        options, roles = checked(kind(**given)), _roles(map_ or [])
+        _trained(name, open_source(source, roles), out, work, options, roles, as_json)
+
+    hints = get_type_hints(_common, include_extras=True)
+    parameters = {n: p.replace(annotation=hints[n]) for n, p in inspect.signature(_common).parameters.items()}
+    as_json = parameters.pop("as_json")
+    for f in fields(kind):
+        default = ", ".join(f.metadata["among"])
+        text = f.metadata["help"] + (f" One of: {default}." if default else "")
+        flags = [f"--{f.name}/--no-{f.name}"] if isinstance(f.default, bool) else [f"--{f.name.replace('_', '-')}"]
+        parameters[f.name] = inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default,
+            annotation=Annotated[type(f.default), typer.Option(*flags, help=text)],
+        )  # fmt: skip
+    parameters["as_json"] = as_json
+    signature = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters.values()])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    train_app.command(name, help=f"{(kind.__doc__ or '').strip()} See docs/training.md.")(command)
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Ctrl-C while training is no failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command to go on", err=True)
+        raise typer.Exit(130) from None
+
+
+def _common(
+    source: Annotated[str, typer.Argument(help="Your catalogue: a folder, a table, a dataset's layout, as for index.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
+    work: Annotated[
+        Path, typer.Option(help="Checkpoints, logs, plots, report; a second run goes on from here.")
+    ] = Path("work"),
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """What every recipe's command has beside its hyper-parameters."""
+
+
+def _trained(
+    name: str, source: Source, out: Path, work: Path, options: Options, roles: dict[str, str], as_json: bool
+) -> None:
+    try:
+        from lookalike.training import run
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    with _going_on():
+        found = run.main(name, source, out, work, options, roles, lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    typer.echo(f"{found['held_out']} of {found['photos']} photos held out; mean [95% interval], before → after")
+    for figure, before in found["before"].items():
+        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][figure])]
+        typer.echo(f"  {figure}: {' → '.join(cells)}")
+    better = "better than the start" if found["better"] else "NOT clearly better than the start"
+    typer.echo(f"{better}; {found['seconds']:.0f} s of training; report: {work / 'report.html'}")
+    typer.echo(f"written to {out}; use it: lookalike index SOURCE --encoder {out} --catalog NEW")
+
+
+@train_app.command("again")
+def train_again(
+    config: Annotated[Path, typer.Argument(help="config.json of a run's --work.")],
+    out: Annotated[Path, typer.Option(help="Where the encoder's directory is written.")],
+    work: Annotated[Path, typer.Option(help="A new folder for checkpoints, logs, plots, report.")],
+    source: Annotated[Optional[str], typer.Option(help="Where the photos lie now, if not there.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Run a recipe again, from the config.json that every run saves."""
+    from lookalike.sources import open_source
+    from lookalike.training.options import from_json
+
+    name, place, roles, options = from_json(config)
+    _trained(name, open_source(source or place, roles), out, work, options, roles, as_json)
+
+
+for _name, _kind in RECIPES.items():
+    _recipe(_name, _kind)
+
+
+@train_app.command("ensemble")
+def train_ensemble(
+    source: Annotated[str, typer.Argument(help="Your catalogue: a folder or a table, as for index.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="The members, ensemble:A+B: photo encoders of any kind.")],
+    out: Annotated[Path, typer.Option(help="Where the new encoder's directory is written.")],
+    label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="A column that neighbours should share, or its role; may be repeated. By default category."),
+    ] = None,
+    how: Annotated[
+        str, typer.Option(help="average, concat or pca; by default what is best on the validation split.")
+    ] = "",
+    work: Annotated[Path, typer.Option(help="The members' features; a second run goes on from here.")] = Path("work"),
+    seed: Annotated[int, typer.Option(help="Of whatever is drawn.")] = 0,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    report: Annotated[Optional[Path], typer.Option("--report", help="Also write a page, .html.")] = None,  # noqa: UP045
+    as_json: Json = False,
+) -> None:
+    """Fit several photo encoders as one to your own catalogue, measured beside its members on products held out."""
+    from lookalike.sources import open_source
+
+    try:
+        import sklearn  # noqa: F401 (what is missing is said before anything is read)
+
+        from lookalike.training import ensemble
+    except ImportError as error:
+        raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
+    opened = open_source(source, _roles(map_ or []))
+    say = lambda line: typer.echo(line, err=True)  # noqa: E731
+    with _going_on():
+        found, made = ensemble.main(opened, encoder, label or ["category"], out, work, how, seed, say)
+    _reported({**found, "written": made} if as_json else found, report, as_json)
+    if not as_json:
+        typer.echo(f"written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
 
 
 def _votes(catalog: Path) -> list[Vote]:
@@ -745,6 +901,98 @@ def evaluate_street(
     _reported(found, report, as_json)
 
 
+@evaluate_app.command("in-shop")
+def evaluate_in_shop(
+    data: Annotated[Path, typer.Option(help="DeepFashion's In-Shop, unpacked: Eval/, Anno/ and img/.")],
+    encoder: Annotated[
+        str, typer.Option("--encoder", envvar="LOOKALIKE_ENCODER", help="What is measured.")
+    ] = "builtin",
+    beside: Beside = None,
+    crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Cut photos to their boxes.")] = True,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """DeepFashion's In-Shop: each query photo against the gallery, Recall@1, 10, 20 and 30."""
+    from lookalike.encoders import load
+    from lookalike.evaluation import inshop
+
+    found = inshop.evaluate(load(encoder), data, [load(name) for name in beside or []], crop, _say)
+    _reported(found, report, as_json)
+
+
+@evaluate_app.command("catalog")
+def evaluate_catalog(
+    by: Annotated[Optional[list[str]], typer.Option(help="COLUMN or role, …; by default category,colour.")] = None,  # noqa: UP045
+    queries: Annotated[Optional[Path], typer.Option(help="Ask for these products alone: ids, one a line.")] = None,  # noqa: UP045
+    sample: Annotated[int, typer.Option(help="Otherwise for so many, by chance; 0 for all.", min=0)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the chance.", min=0)] = 0,
+    data: Data = None,
+    catalog: CatalogDir = HERE,
+    encoder: EncoderName = None,
+    beside: Beside = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Leave one out over your own catalog: do neighbours share category, colour, and both?"""
+    from lookalike.encoders import load
+    from lookalike.evaluation import catalog as protocol
+
+    others = [load(name) for name in beside or []]
+    opened = _measured(data, catalog, encoder, as_json)
+    snapshot = opened.snapshot()
+    asked = protocol.chosen(queries, snapshot.ids) if queries else None
+    found = protocol.evaluate(snapshot, opened.encoder, _listed(by), asked, others, sample, seed, _say)
+    _reported(found, report, as_json)
+
+
+@evaluate_app.command("compare")
+def evaluate_compare(
+    encoder: Annotated[list[str], typer.Argument(help="Encoders: names, directories, .tflite files.")],
+    data: Annotated[Optional[str], typer.Option(help="Photos to compare on: a source, as for index.")] = None,  # noqa: UP045
+    label: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="COLUMN or role, …, whose values tell what is right; by default category."),
+    ] = None,
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    queries: Annotated[Optional[Path], typer.Option(help="Only these products: ids, one a line.")] = None,  # noqa: UP045
+    products: Annotated[int, typer.Option(help="Otherwise so many of them, by chance; 0 for all.", min=0)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the chance.", min=0)] = 0,
+    catalog: CatalogDir = HERE,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Several encoders in one table and one plot: quality, time of training, photos/s, size; on --data or a catalog."""
+    from lookalike.encoders import load
+    from lookalike.evaluation import catalog as protocol
+    from lookalike.evaluation import compare as together
+
+    def some(ids: list[str]) -> Any:
+        return protocol.chosen(queries, ids) if queries else protocol.sampled(len(ids), products, seed)
+
+    known = None
+    if data is None:
+        snapshot = _open(catalog).snapshot()
+        whole = protocol.of_snapshot(snapshot, _listed(label) or ["category"])
+        shelf, rows = whole.some(some(snapshot.ids))
+        known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.vectors[rows])
+        what = f" of {catalog.resolve().name}"
+    else:
+        from lookalike.sources import open_source
+
+        source = open_source(data, _roles(map_ or []))
+        source.products = [source.products[n] for n in some([p.id for p in source.products])]
+        shelf, unread = protocol.of_source(source, _listed(label))
+        for line in unread[:20]:
+            typer.echo(f"left out: {line}", err=True)
+        what = f" of {Path(data).name}" + (f" ({len(unread)} photos cannot be read)" if unread else "")
+    loaded = [load(name, threads=1) for name in encoder]
+    _reported(together.evaluate(loaded, shelf, what, known, _say), report, as_json)
+
+
+def _listed(names: list[str] | None) -> list[str]:
+    return [name.strip() for name in ",".join(names or []).split(",") if name.strip()]
+
+
 def _say(what: str) -> None:
     typer.echo(f"measuring {what} …", err=True)
 
@@ -774,12 +1022,15 @@ def _reported(report: dict[str, Any], file: Path | None, as_json: bool) -> None:
 
 
 def _printed(report: dict[str, Any]) -> None:
-    typer.echo(f"{report['title']}: {report['encoder']}. {report['note']}")
+    from lookalike.evaluation.protocol import heading
+
+    typer.echo(f"{heading(report)}. {report['note']}")
     for table in report["tables"]:
         typer.echo(f"{table['name']} ({table['queries']} queries; mean [95% interval])")
         for name, figures in table["rows"].items():
             cells = [
-                f"{k} {v['mean']:.3f}" + (f" [{v['low']:.3f}, {v['high']:.3f}]" if "low" in v else "")
+                f"{k} {v.get('shown') or format(v['mean'], '.3f')}"
+                + (f" [{v['low']:.3f}, {v['high']:.3f}]" if "low" in v else "")
                 for k, v in figures.items()
             ]
             typer.echo(f"  {name}: {', '.join(cells)}")

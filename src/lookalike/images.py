@@ -1,5 +1,9 @@
 """The one door for photos: bytes in, upright RGB out, or a typed error. Nothing else in the package opens an image.
 
+The name of a photo's file may end in ``#xywh=X,Y,W,H``: a part of it, in pixels of the upright image from its top left (W3C
+Media Fragments, https://www.w3.org/TR/media-frags/). ``load`` gives the file's bytes with that box, ``digest`` tells parts of
+one file apart, ``read`` gives the part.
+
 ``read`` copes with what shops really have (CMYK, palettes, alpha, 16 bits, phone orientation, animations) and refuses
 what would hurt (bombs, broken and foreign files) before it is decoded. ``fit`` is the one preprocessing for training,
 indexing and serving. Pillow's own limits and switches are left as the application set them; all checks are made here,
@@ -23,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from lookalike.errors import ImageEmpty, ImageTooLarge, ImageTruncated, InputError, NotAnImage, UsageError
+from lookalike.errors import ImageEmpty, ImageError, ImageTooLarge, ImageTruncated, InputError, NotAnImage, UsageError
 from lookalike.types import ImageInput
 
 MAX_BYTES = 64 * 1024 * 1024
@@ -38,6 +42,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 _MAX_SCANS = 100  # of a JPEG; cameras and optimisers write at most about a dozen
 _JPEG_SIDE = 65_500  # libjpeg writes no longer side
 _WHITE = (255, 255, 255)
+
+_FRAGMENT = re.compile(r"(.+)(#xywh=(?:pixel:)?([^/\\]*))", re.DOTALL)
 
 _SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|II\+\0|MM\0\+|BM....\0\0\0\0"
@@ -58,18 +64,56 @@ _TRANSPOSE = {
 }
 
 
+class Part(bytes):
+    """The bytes of a photo's file of which only ``box`` (x, y, width, height) counts."""
+
+    box: tuple[int, int, int, int]
+
+
+def split(name: str | Path) -> tuple[str, str]:
+    """A photo's name, of a file or an address, without the box that it may end in; and that end, empty where there is none."""
+    found = _FRAGMENT.fullmatch(str(name))
+    return (found[1], found[2]) if found else (str(name), "")
+
+
+def file_of(name: str | Path) -> Path:
+    """The file of a photo's name, without its box."""
+    return Path(split(name)[0])
+
+
+def with_box(name: str | Path, box: Sequence[int]) -> str:
+    """The name of the part ``box`` (x, y, width, height) of a photo's file."""
+    return f"{name}#xywh={','.join(str(n) for n in box)}"
+
+
+def _box_of(name: str | Path, label: str) -> tuple[int, int, int, int] | None:
+    """The box that a photo's name ends in, or None. Raises ImageError where it is none that holds a pixel."""
+    found = _FRAGMENT.fullmatch(str(name))
+    if found is None:
+        return None
+    numbers = re.fullmatch(r"(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9}),(-?\d{1,9})", found[3])
+    if numbers is None:
+        raise ImageError(f"{label}: #xywh= wants four whole numbers of pixels, X,Y,W,H; mend its end")
+    x, y, width, height = (int(n) for n in numbers.groups())
+    if width < 1 or height < 1 or x + width <= 0 or y + height <= 0:
+        raise ImageError(f"{label}: its box holds no pixel of the photo; mend its end, #xywh=X,Y,W,H")
+    return x, y, width, height
+
+
 def read(source: ImageInput, *, at_least: int | None = None, name: str | None = None) -> Image.Image:
     """Decode a photo: RGB, upright by its EXIF orientation, alpha laid over white, without any metadata.
 
-    ``source`` is a file's path or the bytes of one; ``name`` stands for it in messages. Of an animation the first
-    frame is read. 16-bit samples are scaled to 8 by their range. Colours are converted plainly: ICC profiles are
-    ignored, those of CMYK included, so such photos may look a little off but are the same everywhere.
+    ``source`` is a file's path, with or without a box at its end, or what ``load`` gave, or any bytes; ``name`` stands for it
+    in messages. A box that reaches over the photo's edges is cut there. Of an animation the first frame is read. 16-bit
+    samples are scaled to 8 by their range. Colours are converted plainly: ICC profiles are ignored, those of CMYK included, so
+    such photos may look a little off but are the same everywhere.
 
     ``at_least`` is the number of pixels that width and height must both keep. A larger JPEG is then decoded at 1/2, 1/4
     or 1/8 of its size, several times faster; other formats, and photos that are smaller anyway, come whole.
 
     Raises ``ImageEmpty``, ``NotAnImage``, ``ImageTruncated`` (also for damage within) or ``ImageTooLarge``; plain
-    ``InputError`` where the path cannot be read; ``UsageError`` for ``at_least`` below 1.
+    ``ImageError`` for a box without a pixel of the photo; plain ``InputError`` where the path cannot be read;
+    ``UsageError`` for ``at_least`` below 1.
     """
     if at_least is not None and at_least < 1:
         raise UsageError(f"at_least is a number of pixels from 1 on, not {at_least}")
@@ -82,10 +126,11 @@ def read(source: ImageInput, *, at_least: int | None = None, name: str | None = 
     try:
         with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             _refuse_bombs(image, data, label)
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
+            box = data.box if isinstance(data, Part) else None
+            scale = 1.0 if at_least is None else _drafted(image, at_least, box)
             image.load()
-            return _upright_rgb(image)
+            upright = _upright_rgb(image)
+            return upright if box is None else _part(upright, box, scale, label)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -104,9 +149,13 @@ def read(source: ImageInput, *, at_least: int | None = None, name: str | None = 
 def load(path: str | Path, *, name: str | None = None) -> bytes:
     """The bytes of a file, at most ``MAX_BYTES`` of them; the size is checked before anything is read.
 
-    Raises ``ImageTooLarge``, or ``InputError`` where the path is missing, no regular file or may not be read.
+    Where ``path`` ends in ``#xywh=X,Y,W,H`` they are a ``Part``, which remembers the box.
+
+    Raises ``ImageTooLarge``, ``ImageError`` for a box that holds nothing, or ``InputError`` where the path is missing, no
+    regular file or may not be read.
     """
     label = _printable(name or str(path))
+    box, path = _box_of(path, label), file_of(path)
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
@@ -127,7 +176,11 @@ def load(path: str | Path, *, name: str | None = None) -> bytes:
         raise InputError(f"{label}: is not a path ({error}); check its spelling") from error
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(label, len(data))
-    return data
+    if box is None:
+        return data
+    part = Part(data)
+    part.box = box
+    return part
 
 
 def remains(path: str | Path) -> Image.Image:
@@ -157,11 +210,14 @@ def is_photo(start: bytes) -> bool:
 
 
 def digest(data: bytes) -> str:
-    """Content digest of a photo's file: the first 32 hex characters of its SHA-256.
+    """Content digest of a photo: the first 32 hex characters of the SHA-256 of its file, and of the box where it is a part.
 
     128 bits: two files that share it cannot be made on purpose (2⁶⁴ tries), and it stays short in URLs and tables.
     """
-    return hashlib.sha256(data).hexdigest()[:32]
+    whole = hashlib.sha256(data)
+    if isinstance(data, Part):
+        whole.update(with_box("", data.box).encode())
+    return whole.hexdigest()[:32]
 
 
 def crop(image: Image.Image, box: Sequence[float]) -> Image.Image:
@@ -271,6 +327,31 @@ def _scans(data: bytes) -> int:
         scans += found[1] == b"\xda"
         at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
     return scans
+
+
+def _drafted(image: Image.Image, at_least: int, box: tuple[int, int, int, int] | None) -> float:
+    """Let a JPEG be decoded small, with ``at_least`` pixels of what is wanted left each way; by how much it will be smaller."""
+    wide, high = image.size
+    wanted = (at_least, at_least)
+    if box is not None:  # the part must keep so many, hence the whole more
+        times = max(1, min(box[2], box[3]) // at_least)
+        wanted = (-(-wide // times), -(-high // times))
+    drafted = image.draft(None, wanted)
+    return wide / drafted[1][2] if drafted else 1.0
+
+
+def _part(image: Image.Image, box: tuple[int, int, int, int], scale: float, label: str) -> Image.Image:
+    """``box`` in pixels of the whole photo, which ``image`` is, ``scale`` times smaller. Raises ImageError."""
+    x, y, width, height = box
+    left, top = round(max(0, x) / scale), round(max(0, y) / scale)
+    right = min(image.width, max(left + 1, round((x + width) / scale)))
+    bottom = min(image.height, max(top + 1, round((y + height) / scale)))
+    if right <= left or bottom <= top:
+        size = f"{round(image.width * scale)}×{round(image.height * scale)}"
+        raise ImageError(
+            f"{label}: its box {x},{y},{width},{height} lies outside of the photo's {size} pixels; mend it"
+        )
+    return image.crop((left, top, right, bottom))
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from lookalike import images
 from lookalike.colours import palette
-from lookalike.encoders.base import Encoder
+from lookalike.encoders.base import Encoder, photo_dim
 from lookalike.errors import ImageError, InputError
 from lookalike.sources import Source
 from lookalike.sources.table import as_text, kind_of
@@ -95,6 +94,17 @@ class _Read:
 def photo_key(product: str, position: int) -> str:
     """The key of a product's n-th photo: 24 hex digits, safe in addresses and filters."""
     return hashlib.blake2b(f"{product}\0{position}".encode(), digest_size=12).hexdigest()
+
+
+def description(title: str, attributes: Mapping[str, Value]) -> str:
+    """What is said of a product in words, for encoders that set it beside the photo; "" where nothing is.
+
+    The title and the text attributes, short ones first, so that a long description does not crowd the colour out; codes and
+    addresses are no words.
+    """
+    values = sorted((v.strip() for v in attributes.values() if isinstance(v, str)), key=lambda v: (len(v), v))
+    words = (v for v in values if "://" not in v and any(c.isalpha() for c in v))
+    return ". ".join(dict.fromkeys(v for v in (title.strip(), *words) if v))
 
 
 def index(
@@ -201,7 +211,9 @@ class _Run:
         self.colours = {d: c for d, c in zip(digests, found, strict=False) if c is not None}
         owners = zip(*(self.rows[c].to_pylist() for c in ("lk_id", "lk_source")), strict=True) if replaces else ()
         self.owners: dict[str, str] = dict(owners)
+        self.photo_dim = photo_dim(encoder)
         self.vectors: dict[str, NDArray[np.float32]] | None = None
+        self.described: dict[str, NDArray[np.float32]] = {}
         self.kinds = self._kinds(store.manifest())
         self.photos = self._plan()
         self._take_over()
@@ -248,7 +260,7 @@ class _Run:
                 path = os.path.abspath(photo)
                 try:
                     path.encode()
-                    status = os.stat(path)
+                    status = os.stat(images.file_of(path))
                 except (OSError, ValueError) as error:
                     why = (
                         error.strerror
@@ -322,9 +334,10 @@ class _Run:
     def _manifest(self, encoder_name: str, drawn: bool) -> None:
         old = self.store.manifest()
         if old is None:
-            origin = getattr(self.encoder, "source", {})
+            dim = self.encoder.dim
+            part, origin = self.photo_dim if self.photo_dim < dim else 0, getattr(self.encoder, "source", {})
             made = Manifest(
-                encoder_name, self.encoder.id, self.encoder.dim, self.source.roles, self.kinds, drawn, source=origin
+                encoder_name, self.encoder.id, dim, self.source.roles, self.kinds, drawn, part, source=origin
             )
             self.store.create(made)
         else:
@@ -352,13 +365,11 @@ class _Run:
                     address = self.source.files.get(path)
                     item = f"{product.where or product.id}, id {product.id}: {address}" if address else path
                     self.quarantined.append(Quarantined(item, read.reason))
-                elif read.photo.known == read.digest and read.photo.key not in changed:
-                    batch.add(read, self._vector(read.digest))  # only touched: its new time is worth keeping
-                    self.report.unchanged += 1
-                elif read.pixels is None:
-                    batch.add(read, self._vector(read.digest))
-                    self._count(read.photo)
                 else:
+                    if read.photo.known == read.digest and read.photo.key not in changed:
+                        self.report.unchanged += 1  # only touched: its new time is worth keeping
+                    else:
+                        self._count(read.photo)
                     waiting.append(read)
                     if len(waiting) == BATCH:
                         self._encode(waiting, batch)
@@ -395,6 +406,7 @@ class _Run:
                 self.quarantined.append(Quarantined(upload_item(photo.product.id, name), read.reason))
                 continue
             kept.add(photo.key)
+            self._count(photo)
             waiting.append(read)
             if len(waiting) == BATCH:
                 self._encode(waiting, batch)
@@ -453,12 +465,27 @@ class _Run:
             return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
 
     def _encode(self, waiting: list[_Read], batch: _Batch) -> None:
-        if waiting:
-            pixels = np.stack([r.pixels for r in waiting if r.pixels is not None])
-            for read, vector in zip(waiting, self.encoder.encode_photos(pixels), strict=True):
-                batch.add(read, vector)
-                self._count(read.photo)
-            waiting.clear()
+        """Put the rows of what was read into the batch: vectors of photos and words that the catalog has not yet are made."""
+        fresh = [r.pixels for r in waiting if r.pixels is not None]
+        made = iter(self.encoder.encode_photos(np.stack(fresh))[:, : self.photo_dim] if fresh else ())
+        photos = [self._vector(r.digest) if r.pixels is None else next(made) for r in waiting]
+        for read, *parts in zip(waiting, photos, self._words([r.photo.product for r in waiting]), strict=True):
+            batch.add(read, np.concatenate(parts))
+        waiting.clear()
+
+    def _words(self, products: Sequence[Product]) -> NDArray[np.float32]:
+        """The part of each product's row that its words make (products, dim − photo_dim)."""
+        out = np.zeros((len(products), self.encoder.dim - self.photo_dim), np.float32)
+        if not out.size:
+            return out
+        said = [description(p.title, p.attributes) for p in products]
+        fresh = [text for text in dict.fromkeys(said) if text and text not in self.described]
+        made = self.encoder.encode_texts(fresh)[:, self.photo_dim :] if fresh else ()
+        known = {**dict(zip(fresh, made, strict=True)), **{t: self.described[t] for t in said if t in self.described}}
+        for row, text in zip(out, said, strict=True):
+            if text:
+                row[:] = known[text]
+        return out
 
     def _count(self, photo: _Photo) -> None:
         if photo.key in self.known:
@@ -467,16 +494,23 @@ class _Run:
             self.report.added += 1
 
     def _vector(self, digest: str) -> NDArray[np.float32]:
-        """The vector that the catalog had for this content when the run began."""
+        """The vector that the catalog had for this photo when the run began (photo_dim,)."""
         if self.vectors is None:
             self._load_vectors()
         assert self.vectors is not None
         return self.vectors[digest]
 
     def _load_vectors(self) -> None:
-        rows = self.store.rows(["lk_digest", "lk_vector"])
-        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        self.vectors = dict(zip(rows["lk_digest"].to_pylist(), flat.reshape(len(rows), -1), strict=True))
+        words = self.photo_dim < self.encoder.dim
+        texts = [n for n in self.store.columns() if words and self.kinds.get(n) == "text"]
+        rows = self.store.rows(["lk_digest", "lk_vector", "lk_title", *texts])
+        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+        self.vectors = dict(zip(rows["lk_digest"].to_pylist(), flat[:, : self.photo_dim], strict=True))
+        if words:
+            said = (
+                description(row.pop("lk_title") or "", row) for row in rows.select(["lk_title", *texts]).to_pylist()
+            )
+            self.described = dict(zip(said, flat[:, self.photo_dim :], strict=True))
 
     def prune(self) -> None:
         """Remove what the catalog has from this source and the source no longer has."""
@@ -604,15 +638,17 @@ def verify(store: Store, progress: Progress | None = None) -> dict[str, Any]:
         damaged.append(f"{len(keys) - len(set(keys))} photos stand twice")
     if len(rows) and manifest:
         flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        lengths = np.linalg.norm(flat.reshape(len(rows), -1), axis=1)
-        bad = np.flatnonzero(~(np.abs(lengths - 1) < 1e-3))
+        cut = manifest.photo_dim or manifest.dim
+        photo, words = (np.linalg.norm(part, axis=1) for part in np.split(flat.reshape(len(rows), -1), [cut], axis=1))
+        sound = (np.abs(photo - 1) < 1e-3) & ((words == 0) | (np.abs(words - 1) < 1e-3))
         damaged += [
-            f"{rows['lk_id'][int(n)].as_py()}: its vector has length {lengths[n]:.3f}, not 1" for n in bad[:100]
+            f"{rows['lk_id'][int(n)].as_py()}: its vector has length {np.hypot(photo[n], words[n]):.3f}, not 1"
+            for n in np.flatnonzero(~sound)[:100]
         ]
         others = set(rows["lk_encoder"].to_pylist()) - {manifest.encoder_id}
         damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
     for n, (path, digest) in enumerate(zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True)):
-        if not Path(path).is_file():
+        if not images.file_of(path).is_file():
             missing.append(path)
         else:
             try:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike import images
+from lookalike.encoders.base import Calibration, Encoder
 from lookalike.errors import UsageError
 from lookalike.indexes.lexical import words_of
 from lookalike.snapshot import Found, Snapshot
-from lookalike.types import Query, Reason, Value
+from lookalike.types import ImageInput, Query, Reason, Value
 
 NEAR_DUPLICATE = 0.99
 """Cosine from which on two photos of the built-in encoder show the same thing: the same file, or the same thing again."""
@@ -60,6 +62,26 @@ def _told(snapshot: Snapshot) -> list[str]:
 def neighbours(snapshot: Snapshot, vector: NDArray[np.float32], k: int = NEIGHBOURS) -> list[Found]:
     """The ``k`` products nearest to a unit vector (dim,)."""
     return snapshot.rank(vector).top(k)
+
+
+def similarity(encoder: Encoder, one: ImageInput, other: ImageInput) -> dict[str, Any]:
+    """How alike two photos are: ``{"encoder", "cosine", "distance"}``, the Euclidean one of unit vectors (0 … 2), and ``alike``
+    (0–100) where the encoder is calibrated.
+
+    Raises:
+        ImageError: one of them cannot be used.
+    """
+    pixels = [encoder.prepare(images.read(photo, at_least=max(encoder.size))) for photo in (one, other)]
+    first, second = encoder.encode_photos(np.stack(pixels)).astype(np.float64)
+    cosine = float(np.clip(first @ second, -1, 1))
+    found = {
+        "encoder": encoder.id,
+        "cosine": round(cosine, 6),
+        "distance": round(float(np.linalg.norm(first - second)), 6),
+    }
+    scale: Calibration | None = getattr(encoder, "calibration", None)
+    alike = scale.alike("photo", cosine) if scale else None
+    return found if alike is None else {**found, "alike": round(alike)}
 
 
 def tags(snapshot: Snapshot, near: Sequence[Found], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -170,7 +192,7 @@ def duplicates(
         raise UsageError(f"threshold is {threshold}; it goes from 0.9 to 1")
     owner = snapshot.owner
     rows = np.arange(len(owner)) if mask is None else np.flatnonzero(mask[owner])
-    vectors = snapshot.vectors[rows]
+    vectors = snapshot.photo_vectors[rows]
     parent: dict[int, int] = {}
     weakest: dict[int, float] = {}
     best_row: dict[int, int] = {}

@@ -140,7 +140,7 @@ def arrange(ranking: Ranking, query: Query) -> tuple[list[Found], list[list[Foun
 
 def _folded(ranking: Ranking, depth: int) -> tuple[list[Found], list[list[Found]]]:
     """The best ``depth`` products that are no near-duplicates of one another, and those of each."""
-    vectors = ranking.snapshot.vectors
+    vectors = ranking.snapshot.photo_vectors
     heads: list[Found] = []
     under: list[list[Found]] = []
     kept = np.empty((0, vectors.shape[1]), np.float32)
@@ -175,7 +175,7 @@ def _apart(ranking: Ranking, found: Sequence[Found], diversity: float) -> list[i
     """Maximal marginal relevance (Carbonell and Goldstein 1998): positions in a new order, near ones kept apart."""
     if not found:
         return []
-    own = ranking.snapshot.vectors[[f.row for f in found]]
+    own = ranking.snapshot.photo_vectors[[f.row for f in found]]
     value = ranking.order[[f.product for f in found]]
     value = (value - value.min()) / max(float(np.ptp(value)), 1e-6)
     nearest = np.zeros(len(found), np.float32)
@@ -266,13 +266,13 @@ class _Parts:
                 image = images.crop(image, query.crop)
             self.photo = timed("encode", encoder.encode_photos, encoder.prepare(image)[None])[0]
             self.wanted.append((weight("photo", 1.0), self.photo))
-        self.wanted += [(weight("like", 1.0) / len(liked), _mean(snapshot, p)) for p in liked]
+        self.wanted += [(weight("like", 1.0) / len(liked), _looks(snapshot, p)) for p in liked]
         if query.text.strip():
             vector = read.pop(0)
             if self.wanted and not query.pure:
                 vector = self._pointed(vector)
             self.wanted.append((weight("text", 1.0), vector))
-        self.unwanted = [*read, *(_mean(snapshot, p) for p in unliked)]
+        self.unwanted = [*read, *(_looks(snapshot, p) for p in unliked)]
 
     def _pointed(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the words change: beside a photo, "in red" is what sets it apart from "in blue" and "in black".
@@ -293,7 +293,7 @@ class _Parts:
         return pointed / length if length > 1e-3 else vector
 
     def vector(self) -> NDArray[np.float32] | None:
-        """What is wanted, less half of what is not: a unit vector (dim,), or None for a query by colour alone.
+        """What is wanted, less half of what is not: a vector (dim,) of length 1, or None for a query by colour alone.
 
         Several wanted parts are scaled by how strongly each sorts the catalog: cosines of photos with photos spread more
         than twice as far as those with words, and a plain mean would hardly hear the words. The products found good or bad
@@ -317,7 +317,7 @@ class _Parts:
             for ids, share in ((query.up, ROCCHIO_UP), (query.down, -ROCCHIO_DOWN)):
                 found = [snapshot.product(i) for i in dict.fromkeys(ids)]
                 total += sum((share / len(found) * _mean(snapshot, p) for p in found), start=np.zeros_like(total))
-        length = float(np.linalg.norm(total))
+        length = snapshot.length(total)
         if length < 1e-6:
             if query.colour and not self.wanted and not self.unwanted:
                 return None
@@ -326,6 +326,14 @@ class _Parts:
 
 
 def _mean(snapshot: Snapshot, product: int) -> NDArray[np.float32]:
+    """All that is known of a product, (dim,)."""
     rows = snapshot.rows(product)
     mean = snapshot.vectors[rows.start : rows.stop].mean(0)
     return np.asarray(mean / np.linalg.norm(mean), np.float32)
+
+
+def _looks(snapshot: Snapshot, product: int) -> NDArray[np.float32]:
+    """What a product looks like: as a photo of it, (dim,)."""
+    rows = snapshot.rows(product)
+    mean = snapshot.photo_vectors[rows.start : rows.stop].mean(0)
+    return np.pad(mean / np.linalg.norm(mean), (0, snapshot.vectors.shape[1] - len(mean))).astype(np.float32)

@@ -46,8 +46,9 @@ class Found:
 class Snapshot:
     """Products in order of id, their photos' rows beside them, and the vectors.
 
-    ``vectors`` (photos, dim) float32; ``first`` (products,) is the row of each product's first photo; ``table`` has one
-    row per product: the attributes under their own names, and the roles (id, title, image, category …) as aliases.
+    ``vectors`` (photos, dim) float32, and ``photo_vectors`` what of them is the photos' own: the same but where the encoder
+    sets the product's words beside. ``first`` (products,) is the row of each product's first photo; ``table`` has one row per
+    product: the attributes under their own names, and the roles (id, title, image, category …) as aliases.
     """
 
     def __init__(self, store: Store):
@@ -70,6 +71,7 @@ class Snapshot:
             if len(rows)
             else np.empty((0, dim), np.float32)
         )
+        self.photo_vectors = self.vectors[:, : (self.manifest.photo_dim if self.manifest else 0) or None]
         ids = rows["lk_id"].to_numpy(zero_copy_only=False)
         self.first: NDArray[np.intp] = np.flatnonzero(np.r_[len(ids) > 0, ids[1:] != ids[:-1]][: len(ids)])
         self.ids: list[str] = list(ids[self.first])
@@ -257,6 +259,11 @@ class Snapshot:
         """Standard deviation of the cosines of the catalog's photos with a vector (dim,): how strongly it sorts them."""
         return float(np.sqrt(max(float(vector @ self._covariance @ vector), 1e-8)))
 
+    def length(self, vector: NDArray[np.float32]) -> float:
+        """Length of a query's photo part and of its text part together: divided by it, its scores are −1 … 1."""
+        cut = self.photo_vectors.shape[1]
+        return float(np.linalg.norm(vector[:cut]) + np.linalg.norm(vector[cut:]))
+
     @cached_property
     def _covariance(self) -> NDArray[np.float32]:
         step = max(1, len(self.vectors) // SAMPLE)
@@ -319,7 +326,7 @@ class Snapshot:
         """All products in an order that can be cut anywhere.
 
         Args:
-            query: unit vector (dim,); None to go by ``colour`` alone, whose closeness is then the score.
+            query: of ``length`` 1 (dim,); None to go by ``colour`` alone, whose closeness is then the score.
             mask: products that may answer (products,), or None for all.
             without: products that may not.
             words: scores of word matching (products,), 0 … 1, mixed in with ``share``: it changes the order, while the

@@ -53,7 +53,9 @@ KEEP_VERSIONS = timedelta(minutes=10)
 def schema(dim: int) -> pa.Schema:
     """Our columns; ``lk_photo`` is the key, ``lk_vector`` a unit vector of ``dim`` float32 made by ``lk_encoder``.
 
-    ``lk_colours`` is the palette of ``colours.palette``; null in catalogs from before there was one.
+    ``lk_colours`` is the palette of ``colours.palette``; null in catalogs from before there was one. Where the manifest has a
+    ``photo_dim``, the vector is two beside each other, of length 1 each: the photo's, and that of the product's words (zeros
+    where it has none).
     """
     return pa.schema(
         [
@@ -78,7 +80,8 @@ class Manifest:
     """What ``catalog.json`` holds.
 
     ``roles`` maps a role (``id``, ``title``, ``image``, ``category``, ``colour``, ``gender``, ``price``) to the source's
-    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``; ``source`` says where the encoder's
+    own column name; ``kinds`` maps an attribute to ``text``, ``number`` or ``flag``. ``photo_dim`` is how many of a vector's
+    values are the photo's where the rest is the product's words; 0 where all are. ``source`` says where the encoder's
     weights came from: ``hub`` and ``revision`` or ``file``, ``licence``.
     """
 
@@ -88,6 +91,7 @@ class Manifest:
     roles: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     drawn: bool = False
+    photo_dim: int = 0
     format: int = FORMAT
     source: Mapping[str, str] = field(default_factory=dict)
 

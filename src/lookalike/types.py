@@ -89,9 +89,9 @@ class Hit:
 
     ``score`` is the cosine (−1 … 1) of the query with ``photo``, the product's best photo; ``alike`` says the same from 0 to
     100 where the encoder is calibrated for such a query: how much of type, colour and gender such a hit shares with what was
-    asked. ``path`` is the file that the photo was read from (it never leaves this machine over HTTP). ``photos`` are all of
-    the product's, the best first; ``folded`` its near-duplicates that would have followed; ``colours`` the garment's
-    (``#rrggbb``, most first).
+    asked. ``path`` is the file that the photo was read from, with the box at its end where it is a part of one (it never
+    leaves this machine over HTTP). ``photos`` are all of the product's, the best first; ``folded`` its near-duplicates that
+    would have followed; ``colours`` the garment's (``#rrggbb``, most first).
     """
 
     id: str

@@ -58,8 +58,8 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
     """The encoder of this name.
 
     Args:
-        name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite, or what
-            ``encoders.torch`` knows.
+        name: ``builtin``, ``fake``, ``colour-histogram``, a directory with an ``encoder.json``, a .tflite, what
+            ``encoders.torch`` knows, ``minilm+NAME`` (``encoders.text``), or ``ensemble:A+B``.
         threads: cores for one call, 0 for all.
 
     Raises:
@@ -79,14 +79,26 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
             from lookalike.encoders.baselines import ColourHistogram
 
             return ColourHistogram()
+        case _ if name.startswith(("minilm+", "minilm@")):
+            try:
+                from lookalike.encoders import text
+            except ImportError as error:
+                raise UsageError(f"{name} wants {error.name or error}: pip install 'lookalike[torch]'") from error
+            return text.by_name(name, threads)
+        case _ if name.startswith("ensemble:"):
+            from lookalike.encoders import ensemble
+
+            return ensemble.by_name(name, threads)
         case _ if name.endswith(".tflite"):
             from lookalike.encoders.baselines import TFLiteFeatures
 
             return TFLiteFeatures(Path(name).resolve())
         case _ if Path(name, "encoder.json").is_file():
+            from lookalike.encoders import ensemble
             from lookalike.encoders.onnx import OnnxEncoder
 
-            return OnnxEncoder(Path(name).resolve(), threads)
+            directory = Path(name).resolve()
+            return ensemble.fitted(directory, threads) or OnnxEncoder(directory, threads)
         case _:
             try:
                 from lookalike.encoders.torch import by_name

@@ -42,6 +42,9 @@ class Encoder(Protocol):
     are never compared. ``size`` is (height, width) of the pixels that ``encode_photos`` takes. An encoder may also
     have a ``calibration``; ``knows(word)``: whether that is a word at all, and no slip of the finger; and ``source``: where its
     weights came from (``hub`` and ``revision`` or ``file``, ``licence``).
+
+    One that has a ``photo_dim`` less than ``dim`` compares texts with the words of a product, not with its photo: vectors of
+    photos are 0 from there on, those of texts before, and a catalog's row is the sum of its photo's and its product's.
     """
 
     name: str
@@ -61,3 +64,8 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """Texts → (n, dim). Raises UsageError where ``reads_text`` is false."""
         ...
+
+
+def photo_dim(encoder: Encoder) -> int:
+    """How many of a vector's values, from the first, are the photo's: all but where the encoder says otherwise."""
+    return int(getattr(encoder, "photo_dim", encoder.dim))

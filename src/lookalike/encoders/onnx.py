@@ -5,6 +5,8 @@ photo.onnx       uint8 (n, height, width, 3) → float32 (n, dim), unit length
 text.onnx        int64 (n, length) → float32 (n, dim), unit length (optional)
 tokenizer.json   of the tokenizers library (with text.onnx); where it says how to pad, that is done, and its special tokens
                  are added; else there are none, and ids are padded with 0
+
+Where encoder.json says "describes", texts are compared with a product's words: dim is that of both nets together.
 """
 
 from __future__ import annotations
@@ -51,18 +53,21 @@ class OnnxEncoder:
             self.id = same["id"] if same and same["digest"] == code else f"{config['name']}-{code}"
             self.fit = str(config.get("fit", "pad-white-bicubic"))
             self.source, self.training = config.get("source", {}), config.get("training", {})
-            self._photo = _session(directory / config["photo"], threads or os.cpu_count() or 1)
+            self.photo_file = directory / config["photo"]
+            self._photo = session(self.photo_file, threads or os.cpu_count() or 1)
             if self.reads_text:
                 from tokenizers import Tokenizer
 
-                self._text = _session(directory / config["text"], 1)  # too small to be worth sharing between cores
+                self._text = session(directory / config["text"], 1)  # too small to be worth sharing between cores
                 self._tokenizer = Tokenizer.from_file(str(directory / config["tokenizer"]))
                 self._special = self._tokenizer.padding is not None
                 if not self._special:
                     self._tokenizer.enable_truncation(self.max_tokens)
                     self._tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
             made = [s.get_outputs()[0].shape[-1] for s in [self._photo, *([self._text] if self.reads_text else [])]]
-            if made != [self.dim] * len(made):
+            self.describes = bool(config.get("describes"))
+            self.photo_dim = made[0] if self.describes else self.dim
+            if (sum(made) != self.dim) if self.describes else (made != [self.dim] * len(made)):
                 raise ValueError(f"encoder.json says {self.dim} dimensions, its models give {made}")
         except Exception as error:  # tokenizers and onnxruntime raise bare ones
             raise InputError(
@@ -76,7 +81,7 @@ class OnnxEncoder:
     def encode_photos(self, pixels: NDArray[np.uint8]) -> Vectors:
         """As ``Encoder.encode_photos``."""
         out: Vectors = self._photo.run(None, {"photos": pixels})[0]
-        return out
+        return np.pad(out, ((0, 0), (0, self.dim - self.photo_dim))) if self.describes else out
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """As ``Encoder.encode_texts``; a text is cut after ``max_tokens`` word pieces."""
@@ -85,7 +90,7 @@ class OnnxEncoder:
         if not len(texts):
             return np.empty((0, self.dim), np.float32)
         out: Vectors = self._text.run(None, {"ids": self.ids(texts)})[0]
-        return out
+        return np.pad(out, ((0, 0), (self.photo_dim, 0))) if self.describes else out
 
     def ids(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """What the text net reads: int64 (n, length)."""
@@ -99,7 +104,8 @@ class OnnxEncoder:
         return self.reads_text and sum(self._tokenizer.encode(word, add_special_tokens=False).attention_mask) == 1
 
 
-def _session(file: Path, threads: int) -> Any:
+def session(file: Path, threads: int) -> Any:
+    """An ONNX file, ready to run on so many cores."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -80,11 +80,15 @@ class PhotoNet(nn.Module):
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 (n, height, width, 3) → what the net takes, float (n, 3, height, width)."""
+    def scaled(self, photos: Tensor) -> Tensor:
+        """Photos as floats 0–255 (n, 3, height, width) → what the net takes, of the same shape."""
         assert isinstance(self.mean, Tensor)
         assert isinstance(self.std, Tensor)
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return (photos - self.mean) / self.std
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 (n, height, width, 3) → what the net takes, float (n, 3, height, width)."""
+        return self.scaled(pixels.permute(0, 3, 1, 2).float())
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit vectors (n, dim)."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from lookalike.encoders.base import Calibration, Encoder
 from lookalike.errors import InputError, UsageError
@@ -147,15 +148,18 @@ def evaluate(snapshot: Snapshot, encoder: Encoder, queries: list[str], progress:
     if missing:
         raise InputError(f"the catalog has no column {missing[0]}; index Kaggle's Fashion Product Images first")
     known = np.array([[v or "" for v in snapshot.attributes[c].to_pylist()] for c in names], object).T
-    vectors = snapshot.vectors[snapshot.first]
+    vectors, photos = snapshot.vectors[snapshot.first], snapshot.photo_vectors[snapshot.first]
     rows = np.array([snapshot.product(i) for i in queries])
     tables: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     elsewhere = [q.strip() for q in ELSEWHERE.replace("\n", " ").split(";")]
     texts = encode_texts(encoder, [spoken(a) for a in known[rows]])
-    for kind, asked, own in (("photo", vectors[rows], rows), ("text", texts, np.full(len(rows), -1))):
+    for kind, asked, among, own in (
+        ("photo", photos[rows], photos, rows),
+        ("text", texts, vectors, np.full(len(rows), -1)),
+    ):
         progress(f"{kind} queries")
-        cosines, agreement = pairs(asked, vectors, known[rows], known, own)
+        cosines, agreement = pairs(asked, among, known[rows], known, own)
         alike = np.array([scale.alike(kind, c) or 0.0 for c in cosines]) / 100
         bins = np.digitize(alike, np.linspace(0, 1, 11)[1:-1])
         points = [
@@ -166,7 +170,7 @@ def evaluate(snapshot: Snapshot, encoder: Encoder, queries: list[str], progress:
         )
         curves.append({"name": f"{kind} queries", "figure": "share", "points": points})
         refused = {
-            "told that nothing is like it": summary((best(asked, vectors, own) < scale.least[kind]).astype(np.float64))
+            "told that nothing is like it": summary((best(asked, among, own) < scale.least[kind]).astype(np.float64))
         }
         figure = {"mean": round(float(off), 4)}
         tables.append({"name": f"{kind} queries of the trade", "queries": len(rows),
@@ -211,5 +215,5 @@ def _noise(encoder: Encoder, count: int = 60) -> NDArray[np.float32]:
             along = x * np.cos(angle) + y * np.sin(angle)
             mix = along if n % 3 == 1 else (np.sin(along * rng.uniform(10, 80)) > 0).astype(float)
             picture = colour[0] * (1 - mix[..., None]) + colour[1] * mix[..., None]
-        pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
+        pictures.append(encoder.prepare(Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))))
     return encoder.encode_photos(np.stack(pictures))

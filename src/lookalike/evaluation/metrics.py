@@ -19,6 +19,27 @@ def recall(relevance: Relevance, counts: NDArray[np.integer], k: int) -> PerQuer
     return np.asarray(relevance[:, :k].sum(1) / counts, np.float64)
 
 
+def found(relevance: Relevance, k: int) -> PerQuery:
+    """1 where any of the first ``k`` hits is relevant, else 0, per query: what DeepFashion's In-Shop calls Recall@k."""
+    return np.asarray(relevance[:, :k].any(1), np.float64)
+
+
+def r_precision(relevance: Relevance, counts: NDArray[np.integer]) -> PerQuery:
+    """Share of relevant hits among the first R, R being the number of relevant ones (``counts``, 1 to ranks), per query."""
+    within = np.arange(relevance.shape[1]) < counts[:, None]
+    return np.asarray((relevance & within).sum(1) / counts, np.float64)
+
+
+def average_precision_at_r(relevance: Relevance, counts: NDArray[np.integer]) -> PerQuery:
+    """Precision at each relevant hit among the first R, summed, over R (``counts``, 1 to ranks): its mean is MAP@R.
+
+    Musgrave et al. 2020, "A Metric Learning Reality Check".
+    """
+    ranks = np.arange(1, relevance.shape[1] + 1)
+    hits = relevance & (ranks <= counts[:, None])
+    return np.asarray((np.cumsum(hits, axis=1) / ranks * hits).sum(1) / counts, np.float64)
+
+
 def reciprocal_rank(relevance: Relevance, k: int = 10) -> PerQuery:
     """1 / rank of the first relevant hit within the first ``k``, 0 where there is none, per query."""
     found = relevance[:, :k]

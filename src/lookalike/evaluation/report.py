@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import math
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from lookalike import images
 from lookalike.errors import InputError
-from lookalike.evaluation.protocol import Report
+from lookalike.evaluation.protocol import Report, heading
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#222, #eee); --soft: light-dark(#777, #aaa); --line: light-dark(#ddd, #444);
@@ -20,7 +21,7 @@ h1, h2 { font-weight: 600; } h2 { margin-top: 2.5rem; } p { color: var(--soft); 
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } td small { color: var(--soft); }
+th { font-weight: 600; } th, td { white-space: nowrap; } td small { color: var(--soft); }
 .confusion td, .confusion th { font-size: 12px; padding: .15rem .35rem; text-align: right; border: 0; }
 .confusion thead th { writing-mode: vertical-rl; text-align: left; }
 .query { margin: 1rem 0; } .hits { display: flex; gap: .5rem; flex-wrap: wrap; }
@@ -29,19 +30,27 @@ figure img { width: 96px; height: 128px; object-fit: contain; background: #fff;
   border: 2px solid var(--line); border-radius: 4px; }
 figure.good img { border-color: var(--good); }
 figcaption { display: -webkit-box; -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; }
+.plot { max-width: 100%; background: #fff; border-radius: 4px; }
 .miss { color: var(--bad); }
 svg text { fill: var(--soft); font-size: 12px; } svg .axis { stroke: var(--line); }
+svg .name { stroke: light-dark(#fff, #181818); stroke-width: 4px; paint-order: stroke; }
 """
 _LINES = ("#8c2f4b", "#2b6cb0", "#2f855a", "#b7791f", "#6b46c1", "#4a5568", "#c05621")
 
 
 def write(report: Report, file: Path) -> None:
     """Write ``report`` (see ``protocol``) as HTML. Raises InputError where the file cannot be written."""
-    parts = [f"<h1>{escape(report['title'])}: {escape(report['encoder'])}</h1><p>{escape(report.get('note', ''))}</p>"]
+    parts = [f"<h1>{escape(heading(report))}</h1><p>{escape(report.get('note', ''))}</p>"]
     parts += [_table(t) for t in report["tables"]]
+    parts += [f"<h2>{escape(plot['name'])}</h2>" + _plot(plot) for plot in report.get("plots", [])]
     if report.get("curves"):
         title = report.get("about_curves", "By the number of hits")
         parts.append(f"<h2>{escape(title)}</h2>" + _curves(report["curves"]))
+    for name, picture in report.get("pictures", ()):
+        data = base64.b64encode(Path(picture).read_bytes()).decode()
+        parts.append(
+            f'<h2>{escape(name)}</h2><img class="plot" alt="{escape(name)}" src="data:image/png;base64,{data}">'
+        )
     if report.get("confusion"):
         parts.append("<h2>Confusion</h2><p>Rows: what was asked; columns: what was found; in percent.</p>")
         parts.append(_confusion(report["confusion"]))
@@ -68,9 +77,11 @@ def _table(table: dict[str, Any]) -> str:
     return f'{title}<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _figure(value: dict[str, float] | None) -> str:
+def _figure(value: dict[str, Any] | None) -> str:
     if value is None:
         return "–"
+    if "shown" in value:
+        return escape(str(value["shown"]))
     return f"{value['mean']:.3f}" + (
         f" <small>{value['low']:.3f}–{value['high']:.3f}</small>" if "low" in value else ""
     )
@@ -100,12 +111,64 @@ def _curves(curves: list[dict[str, Any]]) -> str:
     return out + "</svg></div>"
 
 
+def _plot(plot: dict[str, Any]) -> str:
+    """Points with their intervals: y from 0 to 1, x on a logarithmic scale; names beside them, moved apart where they meet."""
+    points = sorted(plot["points"], key=lambda p: -p["y"])
+    wide, high, left, top = 560, 300, 60, 20
+    exponents = [math.log10(p["x"]) for p in points]
+    lowest, highest = math.floor(min(exponents) * 2) / 2 - 0.25, math.ceil(max(exponents) * 2) / 2 + 0.25
+    bottom: float = math.floor(min(p["low"] for p in points) * 10) / 10
+    above: float = max(bottom + 0.1, math.ceil(max(p["high"] for p in points) * 10) / 10)
+
+    def across(x: float) -> float:
+        return left + wide * (math.log10(x) - lowest) / (highest - lowest)
+
+    def down(y: float) -> float:
+        return top + high * (above - y) / (above - bottom)
+
+    name = escape(plot["name"])
+    out = f'<div class="wide"><svg viewBox="0 0 860 380" width="860" role="img" aria-label="{name}">'
+    steps = round((above - bottom) * 10)
+    for n in range(steps + 1):
+        value = bottom + n / 10
+        y = down(value)
+        out += f'<line class="axis" x1="{left}" x2="{left + wide}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        out += f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>'
+    for power in range(math.floor(lowest), math.ceil(highest) + 1):
+        for factor in (1, 2, 5):
+            value = factor * 10.0**power
+            if lowest <= math.log10(value) <= highest:
+                x = across(value)
+                out += f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top + high}" y2="{top + high + 5}"/>'
+                out += f'<text x="{x:.1f}" y="{top + high + 20}" text-anchor="middle">{value:,g}</text>'
+    out += f'<text x="{left + wide / 2}" y="{top + high + 44}" text-anchor="middle">{escape(plot["x"])}</text>'
+    out += f'<text x="{left}" y="{top - 8}">{escape(plot["y"])}</text>'
+    named: list[tuple[float, float]] = []
+    for point in points:
+        colour, x, y = _LINES[point["series"] % len(_LINES)], across(point["x"]), down(point["y"])
+        ends = f'y1="{down(point["low"]):.1f}" y2="{down(point["high"]):.1f}"'
+        out += f'<line stroke="{colour}" stroke-width="2" x1="{x:.1f}" x2="{x:.1f}" {ends}/>'
+        out += f'<circle fill="{colour}" r="5" cx="{x:.1f}" cy="{y:.1f}"/>'
+        beside = y + 4
+        while any(abs(beside - other) < 14 and abs(x - at) < 260 for at, other in named):
+            beside += 2
+        named.append((x, beside))
+        out += f'<text class="name" x="{x + 10:.1f}" y="{beside:.1f}">{escape(_short(point["name"]))} {point["y"]:.3f}</text>'
+    return out + "</svg></div>"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 36 else f"{name[:20]}…{name[-15:]}"
+
+
 def _confusion(confusion: dict[str, Any]) -> str:
     head = "".join(f"<th>{escape(c)}</th>" for c in confusion["columns"])
     body = ""
     for name, shares in zip(confusion["rows"], confusion["shares"], strict=True):
         cells = "".join(
-            f'<td style="background: rgb(140 47 75 / {share:.2f})">{round(share * 100) or ""}</td>' for share in shares
+            f'<td style="background: rgb(140 47 75 / {share:.2f}){"; color: #fff" if share > 0.5 else ""}">'
+            f"{round(share * 100) or ''}</td>"
+            for share in shares
         )
         body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
     table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.encoders.base import Encoder
+from lookalike.encoders.base import Encoder, photo_dim
 from lookalike.errors import InputError
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import Progress, Report, encode_files, encode_texts, summary
@@ -33,7 +33,7 @@ def evaluate(
     """Accuracy over the ten largest kinds by words alone, and P@10 of the same kind among all test photos.
 
     Args:
-        encoder: measured; without texts, photo→photo only.
+        encoder: measured; one that compares no texts with photos, photo→photo only.
         folder: the unpacked clothing dataset.
         beside: encoders measured photo→photo on the same photos.
         progress: told what is being measured.
@@ -60,7 +60,7 @@ def evaluate(
         others = metrics.neighbours(vectors, np.arange(len(files)))
         equal = labels[others] == labels[:, None]
         rows[one.id] = {"same kind P@10": summary(metrics.precision(equal, 10))}
-        if one is encoder and one.reads_text:
+        if one is encoder and one.reads_text and photo_dim(one) == one.dim:  # words about photos, not about titles
             asked = np.isin(labels, largest)
             guess = (vectors[asked] @ encode_texts(one, [WORDS.get(n, n) for n in largest]).T).argmax(1)
             truth = np.array([largest.index(n) for n in labels[asked]])

@@ -12,7 +12,7 @@ GATHER_BELOW = 0.25
 def scan(
     vectors: NDArray[np.float32], query: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
-    """Cosines of unit ``vectors`` (n, dim) with a unit ``query`` (dim,): (n,), −inf where ``mask`` is false."""
+    """Cosines of unit ``vectors`` (n, dim) with a unit ``query`` (dim,), else dot products: (n,), −inf where not ``mask``."""
     if mask is None:
         return vectors @ query
     if np.count_nonzero(mask) < GATHER_BELOW * len(vectors):

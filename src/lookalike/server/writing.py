@@ -87,11 +87,12 @@ class Writer:
                 photos = before[one.id] if one.photos is None else []
                 if one.photos is None and not photos:
                     raise NotFound(f"no product {one.id!r} in the catalog whose photos it could keep; send its photos")
-                for n, content in enumerate(contents, 1):
+                for n, (content, asked) in enumerate(zip(contents, one.photos or (), strict=True), 1):
                     if content is not None:
-                        path = self._keep(content, made)
-                        names.setdefault((one.id, str(path)), f"photo {n}")
-                        photos.append(str(path))
+                        box = images.split(asked)[1] if isinstance(asked, str) else ""
+                        path = f"{self._keep(content, made)}{box}"
+                        names.setdefault((one.id, path), f"photo {n}")
+                        photos.append(path)
                 products.append(Product(one.id, photos, one.title, one.attributes))
             try:
                 return self.catalog.put(products, quarantined=problems, names=names)
@@ -116,10 +117,10 @@ class Writer:
 
     def tidy(self, paths: Iterable[Path]) -> None:
         """Of these files, delete the uploads that no product has (any more)."""
-        mine = {str(p) for p in paths if p.is_relative_to(self.uploads)}
+        mine = {str(images.file_of(p)) for p in paths if p.is_relative_to(self.uploads)}
         if mine:
             with contextlib.suppress(CatalogError):  # then the next sweep finds them
-                mine -= set(self.catalog.store.rows(["lk_path"])["lk_path"].to_pylist())
+                mine -= {images.split(p)[0] for p in self.catalog.store.rows(["lk_path"])["lk_path"].to_pylist()}
                 for path in mine:
                     Path(path).unlink(missing_ok=True)
 
@@ -392,7 +393,8 @@ def _picture(catalog: Catalog, entry: Quarantined) -> Path | None:
     """The file of a quarantined photo, or the first photo of the product whose row is meant, if there is one."""
     found = re.search(r", id (.+?)(?:, photo \d+)?$", entry.item)
     try:
-        path = Path(entry.source) / entry.item if os.path.isabs(entry.source) else Path(entry.item)  # noqa: PTH117
+        item = images.file_of(entry.item)
+        path = Path(entry.source) / item if os.path.isabs(entry.source) else item  # noqa: PTH117
         if path.is_absolute() and path.is_file():
             return path
         if found:

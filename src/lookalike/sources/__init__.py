@@ -5,6 +5,7 @@ A source is read whole before anything is written, so that what is wrong with it
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,7 +87,7 @@ def is_address(name: object) -> bool:
 
 
 def _read(what: Any, roles: Mapping[str, str] | None, product_from: str, web: Web | None) -> Source:
-    from lookalike.sources import folder, table
+    from lookalike.sources import deepfashion, folder, mnist, street, table
 
     if is_address(what):
         if web is None:
@@ -109,7 +110,10 @@ def _read(what: Any, roles: Mapping[str, str] | None, product_from: str, web: We
             return table.read(path / "styles.csv", roles, key=str(path), image_from_id="images")
         if roles:
             raise UsageError(f"--map is for tables, {path} is a folder; leave it out")
-        return folder.read(path, product_from)
+        found = deepfashion.read(path) or street.read(path) or mnist.read(path)
+        if found is not None and product_from == "folder":
+            raise UsageError(f"--product-from is for folders of photos, {path} is a data set; leave it out")
+        return found or folder.read(path, product_from)
     if hasattr(what, "to_dict") and hasattr(what, "columns"):
         return table.from_records(what.to_dict("records"), roles, key="dataframe", base=Path.cwd(), name="DataFrame")
     if isinstance(what, Iterable):
@@ -124,6 +128,12 @@ def _existing(path: Path) -> Path:
         raise InputError(f"{path}: no such file or folder") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def cache_folder() -> Path:
+    """Where files go that can be made again at any time: ``LOOKALIKE_CACHE``, else the user's cache folder."""
+    given = os.environ.get("LOOKALIKE_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike"
 
 
 def from_products(what: Iterable[Product]) -> Source:

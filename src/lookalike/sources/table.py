@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from lookalike import images
 from lookalike.errors import InputError
 from lookalike.sources import Source, is_address
 from lookalike.types import Product, Quarantined, Value
@@ -237,6 +238,7 @@ class _Photos:
         self.listed: dict[str, set[str]] = {}
 
     def find(self, name: str) -> str | None:
+        name, box = images.split(name)
         for folder in FOLDERS:
             where, last = os.path.split(os.path.join(self.base, folder, name))  # noqa: PTH118 (4 times faster)
             if where not in self.listed:
@@ -247,7 +249,7 @@ class _Photos:
                     self.listed[where] = set()
             for suffix in SUFFIXES:
                 if last + suffix in self.listed[where]:
-                    return f"{where}/{last}{suffix}"
+                    return f"{where}/{last}{suffix}{box}"
         return None
 
 
@@ -328,10 +330,7 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
         count += 1
         cell = row.get(image)
         names = _names(cell)
-        if "id" in roles:
-            identity = row.get(roles["id"])
-        else:
-            identity = names and (names[0] if is_address(names[0]) else str(Path(names[0]).with_suffix("")))
+        identity = row.get(roles["id"]) if "id" in roles else names and _stem(names[0])
         identity = as_text(identity).strip() if identity not in (None, "", []) else ""
         if not identity:
             quarantined.append(Quarantined(f"{table}, line {line}", "the row has no id; fill it in"))
@@ -357,6 +356,14 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
             "Nothing was changed; make the ids differ, or say which column is the id: --map id=COLUMN"
         )
     return joined, count
+
+
+def _stem(name: str) -> str:
+    """A photo's name without its suffix, but with its box: two parts of one photo are two products. Addresses stay whole."""
+    if is_address(name):
+        return name
+    file, box = images.split(name)
+    return str(Path(file).with_suffix("")) + box
 
 
 def _names(cell: Any) -> list[str]:

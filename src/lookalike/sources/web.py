@@ -225,8 +225,10 @@ class Web:
         Raises:
             CatalogError: the cache cannot be written.
         """
-        wanted = list(dict.fromkeys(str(p) for product in source.products for p in product.photos if is_address(p)))
+        named = [str(p) for product in source.products for p in product.photos if is_address(p)]
+        wanted = list(dict.fromkeys(images.split(p)[0] for p in named))  # several parts of one photo are one file
         files: dict[str, Path] = {}
+        failed: dict[str, str] = {}
         hosts = {a.split("/")[2] for a in wanted}
         pool = ThreadPoolExecutor(min(WORKERS, PER_HOST * max(1, len(hosts))), "lookalike-fetch")
         try:
@@ -236,7 +238,7 @@ class Web:
                 try:
                     files[address] = future.result()
                 except FetchError as error:
-                    source.unfetched[address] = str(error).removeprefix(f"{_shown(address)}: ")
+                    failed[address] = str(error).removeprefix(f"{_shown(address)}: ")
                 if self.progress:
                     self.progress(done, len(wanted))
         except BaseException:
@@ -245,9 +247,16 @@ class Web:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._hang_up()
-        source.files.update({str(file): address for address, file in files.items()})
+        paths: dict[str, str | Path] = {}
+        for name in named:
+            address, box = images.split(name)
+            if address in files:
+                paths[name] = f"{files[address]}{box}" if box else files[address]
+                source.files[str(paths[name])] = name
+            else:
+                source.unfetched[name] = failed[address]
         source.products = [
-            replace(product, photos=[files.get(str(p), p) for p in product.photos]) for product in source.products
+            replace(product, photos=[paths.get(str(p), p) for p in product.photos]) for product in source.products
         ]
 
     def file(self, address: str) -> Path:

@@ -137,7 +137,7 @@ def load(source: Source, encoder: Encoder, log: Callable[[str], None], votes: Se
     products, titles, digests = ([values[n] for n in keep] for values in (products, titles, digests))
     columns = {name: values[keep] for name, values in columns.items()}
     packed = np.stack([photos[n] for n in keep])
-    test = _held_out(products, digests)
+    test = places(products, digests) < HELD_OUT
     row_of = {p: n for n, p in reversed(list(enumerate(products)))}
     said_of = [
         (v.text.strip(), row_of[v.product], v.vote == "up") for v in votes if v.text.strip() and v.product in row_of
@@ -152,8 +152,10 @@ def load(source: Source, encoder: Encoder, log: Callable[[str], None], votes: Se
     return OwnData(products, titles, packed, columns, test, hashlib.sha256(everything.encode()).hexdigest(), said_of)
 
 
-def _held_out(products: list[str], digests: list[str]) -> NDArray[np.bool_]:
-    """Which photos are held out: products that share a photo, however indirectly, stay together; by their least digest."""
+def places(products: list[str], digests: list[str]) -> NDArray[np.float64]:
+    """Where each photo falls between 0 and 1 (photos,), for cutting into splits: by the least digest of all that products
+    share, however indirectly, so that a product and byte-identical photos stay together.
+    """
     parent = {name: name for name in (*products, *digests)}
 
     def root(name: str) -> str:
@@ -166,7 +168,7 @@ def _held_out(products: list[str], digests: list[str]) -> NDArray[np.bool_]:
     least: dict[str, str] = {}
     for digest in digests:
         least[root(digest)] = min(digest, least.get(root(digest), digest))
-    return np.array([int(least[root(d)][:8], 16) < HELD_OUT * 2**32 for d in digests])
+    return np.array([int(least[root(d)][:8], 16) / 2**32 for d in digests])
 
 
 # Weights: ONNX → torch
@@ -439,7 +441,7 @@ def main(
     from lookalike.training.export import calibrate, export
 
     made = work / "adapted"
-    _check_folders(out, work, made)
+    check_folders(out, work, made)
     old = OnnxEncoder(base)
     if not old.reads_text:
         raise InputError(f"{base}: reads no text, and titles are what it would learn from; adapt one that does")
@@ -505,7 +507,7 @@ def main(
     }
 
 
-def _check_folders(out: Path, work: Path, made: Path) -> None:
+def check_folders(out: Path, work: Path, made: Path) -> None:
     """Make ``work``; refuse what would fail only after the training. Raises InputError."""
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out}: not an empty or new directory; give --out one")

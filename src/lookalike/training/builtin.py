@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from lookalike.errors import InputError, UsageError
 from lookalike.indexes.lexical import singular
 from lookalike.training import checkpoint
+from lookalike.training.augment import POLICIES
+from lookalike.training.augment import augment as augmented
 from lookalike.training.data import HEADS, FashionData, load, thesaurus
 from lookalike.training.pretrained import load_mobilenet, tokenizer_of, word_piece_table
 from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower
@@ -188,35 +190,14 @@ def padded(tokens: list[list[int]]) -> Tensor:
 
 
 def augment(photos: Tensor, size: tuple[int, int], rng: torch.Generator, strength: float = 1.0) -> Tensor:
-    """uint8 (n, h, w, 3) → floats (n, 3, *size) in −1 … 1: one small warp, a flip, brightness, channels.
+    """uint8 (n, h, w, 3) → floats (n, 3, *size) in −1 … 1: the standard policy, warps ``strength`` times as large.
 
-    Above a ``strength`` of 1 the warp grows with it (brightness and channels stay, since colours must be told), and half
-    of the photos lose a rectangle to white (random erasing, Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
+    Light and colour stay, since colours must be told; above a strength of 1 half of the photos lose a rectangle.
     """
-    n, device = len(photos), photos.device
-
-    def spread(limit: float, *shape: int) -> Tensor:
-        return ((torch.rand(n, *shape, generator=rng) * 2 - 1) * limit).to(device)
-
-    angle, zoom = spread(0.1 * strength), 1 + spread(0.15 * strength)
-    flip = torch.where(spread(1.0) > 0, 1.0, -1.0)
-    shift = spread(0.1 * strength, 2)
-    ratio = photos.shape[1] / photos.shape[2]
-    rows = torch.stack(
-        [angle.cos() * zoom * flip, -angle.sin() * zoom * ratio, shift[:, 0], angle.sin() * zoom * flip / ratio,
-         angle.cos() * zoom, shift[:, 1]], 1
-    )  # fmt: skip
-    grid = F.affine_grid(rows.view(n, 2, 3), [n, 3, *size], align_corners=False)
-    x = photos.permute(0, 3, 1, 2).float() - 255.0  # zero padding is white
-    x = F.grid_sample(x, grid, align_corners=False) + 255.0
-    if strength > 1:
-        centre, half = spread(0.5, 2, 1), 0.125 + spread(0.075, 2, 1).abs()
-        lines = [(torch.arange(s, device=device) + 0.5)[None] / s - 0.5 for s in size]
-        inside = [((line - centre[:, n]).abs() < half[:, n]) for n, line in enumerate(lines)]
-        erased = inside[0][:, :, None] & inside[1][:, None, :] & (spread(1.0, 1, 1) > 0)
-        x = x.masked_fill(erased[:, None], 255.0)
-    x = x * (1 + spread(0.1, 1, 1, 1)) * (1 + spread(0.02, 3, 1, 1))
-    return ((x.clamp(0, 255) - 128) / 128).contiguous(memory_format=torch.channels_last)
+    s = POLICIES["standard"]
+    grown = replace(s, rotate=s.rotate * strength, zoom=s.zoom * strength, shift=s.shift * strength)
+    x = augmented(photos, replace(grown, erase=0.5 if strength > 1 else 0.0), rng, size)
+    return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
 def contrast(photos: Tensor, texts: Tensor, keys: Tensor, scale: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lookalike import demo, images
 from lookalike.encoders import load
+from lookalike.encoders.ensemble import Ensemble
 from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.encoders.text import TextBeside
 from lookalike.encoders.torch import Preprocess, TorchEncoder
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import calibration
@@ -118,7 +120,7 @@ def export(
 
 
 def write_encoder(
-    directory: Path, name: str, photo: nn.Module, preprocess: Preprocess, dim: int, *, text: nn.Module | None = None,
+    directory: Path, name: str, photo: nn.Module | Path, preprocess: Preprocess, dim: int, *, text: nn.Module | None = None,
     tokenizer: Tokenizer | None = None, training: Mapping[str, Any] | None = None, source: Mapping[str, str] | None = None,
     same_as: str = "", more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -127,7 +129,8 @@ def write_encoder(
     Args:
         directory: new or empty.
         name: becomes part of the encoder's id.
-        photo: pixels uint8 (n, height, width, 3) → unit vectors (n, dim), as ``PhotoNet``; is moved to the CPU.
+        photo: pixels uint8 (n, height, width, 3) → unit vectors (n, dim), as ``PhotoNet``; is moved to the CPU. Or an ONNX file
+            that is this already.
         preprocess: how ``photo`` wants its pixels.
         dim: of its vectors.
         text: token ids int64 (n, length) → unit vectors; is moved to the CPU.
@@ -149,9 +152,10 @@ def write_encoder(
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     for net in (photo, text):
-        if net is not None:
+        if isinstance(net, nn.Module):
             net.cpu().eval()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in photo.parameters())
+    tensors = photo.parameters() if isinstance(photo, nn.Module) else ()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > LARGEST:
         raise InputError(f"{name}: {size / 1e9:.1f} GB of weights; an ONNX file holds {LARGEST / 1e9:.0f}")
     pixels = torch.from_numpy(_trial(preprocess))
@@ -167,7 +171,10 @@ def write_encoder(
     try:
         part.mkdir(parents=True)
         try:
-            _to_onnx(_folded(photo), pixels[:2], "photos", part / "photo.onnx", {0: "n"})
+            if isinstance(photo, Path):
+                shutil.copy(photo, part / "photo.onnx")
+            else:
+                _to_onnx(_folded(photo), pixels[:2], "photos", part / "photo.onnx", {0: "n"})
             if text is not None and tokenizer is not None:
                 length = (tokenizer.truncation or {"max_length": MAX_TOKENS})["max_length"]
                 fixed = tokenizer.padding is not None and tokenizer.padding["length"] is not None
@@ -183,9 +190,12 @@ def write_encoder(
         config |= more or {}
         (part / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
         made = OnnxEncoder(part)
-        found = {"photos": _parity(photo(pixels), made.encode_photos(pixels.numpy()), name)}
+        found: dict[str, float] = {}
+        if isinstance(photo, nn.Module):
+            found["photos"] = _parity(photo(pixels), made.encode_photos(pixels.numpy())[:, : made.photo_dim], name)
         if text is not None and tokenizer is not None:
-            found["texts"] = _parity(text(torch.from_numpy(made.ids(TEXTS))), made.encode_texts(TEXTS), name)
+            vectors = made.encode_texts(TEXTS)[:, made.photo_dim if made.describes else 0 :]
+            found["texts"] = _parity(text(torch.from_numpy(made.ids(TEXTS))), vectors, name)
         if same_as:  # the digest says that these files, and no others, were compared with it
             config["same_as"] = {"id": same_as, "digest": made.id.rpartition("-")[2]}
             (part / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -215,6 +225,12 @@ def export_encoder(name: str, directory: Path) -> dict[str, Any]:
         shutil.copytree(encoder.directory, directory, dirs_exist_ok=True)
         size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         return {"id": encoder.id, "dim": encoder.dim, "bytes": size, "copied": True}
+    if isinstance(encoder, TextBeside):
+        return {**_beside(encoder, directory), "copied": False}
+    if isinstance(encoder, Ensemble) and name.startswith("ensemble:"):
+        from lookalike.training import ensemble
+
+        return ensemble.export_plain(encoder, directory)
     if not isinstance(encoder, TorchEncoder):
         raise UsageError(f"{name}: runs without torch as it is; there is nothing to export")
     found = encoder.backbone
@@ -223,6 +239,22 @@ def export_encoder(name: str, directory: Path) -> dict[str, Any]:
         source=found.source, same_as=encoder.id,
     )  # fmt: skip
     return {**made, "copied": False}
+
+
+def _beside(encoder: TextBeside, directory: Path) -> dict[str, Any]:
+    """Export ``minilm+NAME``. Raises as ``export_encoder``."""
+    photo, text = encoder.photo, encoder.text
+    net: nn.Module | Path
+    if isinstance(photo, TorchEncoder):
+        net, preprocess, source = photo.photo, photo.preprocess, photo.backbone.source
+    elif isinstance(photo, OnnxEncoder):
+        net, preprocess, source = photo.photo_file, Preprocess(photo.size, fit=photo.fit), photo.source
+    else:
+        raise UsageError(f"{photo.name}: is no single ONNX file, and cannot become one; words go beside those that can")
+    return write_encoder(
+        directory, encoder.id.rpartition("-")[0], net, preprocess, encoder.dim, text=text.net, tokenizer=text.tokenizer,
+        source={**source, "text": text.source}, same_as=encoder.id, more={"describes": True},
+    )  # fmt: skip
 
 
 def _must_be_new(directory: Path) -> None:
@@ -288,7 +320,8 @@ def _to_onnx(
 ) -> None:
     axes = {n: torch.export.Dim(label, min=1, max=4096 if label == "n" else longest) for n, label in dynamic.items()}
     # It tells of every torchvision operator that it could not register; none is used.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    for noisy in ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter, about its own internals
         program = torch.onnx.export(
