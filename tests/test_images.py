@@ -834,12 +834,39 @@ def test_fit_of_the_same_aspect_is_a_plain_bicubic_resize(size):
     assert (out == images.fit(image, 128, 96)).all()
 
 
+@pytest.mark.parametrize("how", ["pad-white-bicubic", "crop-bicubic-0.875", "squash-lanczos"])
 @pytest.mark.parametrize("size", [(1, 1), (50_000, 1), (1, 50_000), (7, 5000)])
-def test_fit_of_extreme_shapes_stays_small(size):
-    held, grown, seconds = peak_of(lambda: images.fit(Image.new("RGB", size), 128, 96))
+def test_fit_of_extreme_shapes_stays_small(size, how):
+    held, grown, seconds = peak_of(lambda: images.fit(Image.new("RGB", size), 128, 96, how))
     assert held < 10_000_000 and grown < 30_000_000 and seconds < 0.5
-    out = images.fit(Image.new("RGB", size), 128, 96)
+    out = images.fit(Image.new("RGB", size), 128, 96, how)
     assert out.shape == (128, 96, 3) and (out == 0).any()
+
+
+def test_fit_crops_squashes_or_pads_as_it_is_told():
+    bars = Image.new("RGB", (120, 60), (200, 0, 0))  # its outer quarters are blue
+    bars.paste((0, 0, 200), (0, 0, 30, 60))
+    bars.paste((0, 0, 200), (90, 0, 120, 60))
+    red, blue = ([200, 0, 0], [0, 0, 200])
+    assert (images.fit(bars, 60, 60, "crop-bilinear")[:, 2:-2] == red).all()
+    squashed = images.fit(bars, 60, 60, "squash-bilinear")
+    assert (squashed[:, :13] == blue).all() and (squashed[:, 18:42] == red).all() and (squashed[:, 47:] == blue).all()
+    assert (images.fit(bars, 60, 60, "pad-black-bicubic")[:15] == 0).all()
+    # Half of the covering scale: a quarter of each side is cut off, and of the longer one what does not fit.
+    small = images.fit(noise(80, 80), 20, 20, "crop-bicubic-0.5").astype(int)
+    assert abs(small - np.asarray(noise(80, 80).crop((20, 20, 60, 60)).resize((20, 20), 3))).mean() < 8
+    assert (images.fit(bars, 8, 8, "pad-white-bicubic") == images.fit(bars, 8, 8)).all()
+    for how in (
+        "crop",
+        "pad-red-bicubic",
+        "squash-nearest",
+        "squash-bicubic-0.5",
+        "crop-bicubic-0",
+        "crop-bicubic-1.5",
+        "",
+    ):
+        with pytest.raises(UsageError, match="no way"):
+            images.fit(bars, 8, 8, how)
 
 
 def test_fit_takes_any_mode_refuses_no_size_and_may_be_written_to():

@@ -281,11 +281,14 @@ def fit(image: Image.Image, height: int, width: int, how: str = "pad-white-bicub
     if mode == "squash":
         return np.array(rgb.resize((width, height), filter_, reducing_gap=2.0))
     if mode == "crop":
-        # Only the part that stays is ever made: a strip of 100,000×10 scaled whole would be a bomb of our own making.
-        scale = max(height / image.height, width / image.width) / float(known["fraction"] or 1)
-        w, h = min(width / scale, image.width), min(height / scale, image.height)  # rounding may pass the edge
-        x, y = (image.width - w) / 2, (image.height - h) / 2
-        box = (x, y, min(x + w, image.width), min(y + h, image.height))
+        # As torchvision and timm do it, whole pixels included, but only the part that stays is ever made: a strip of
+        # 100,000×10 scaled whole would be a bomb of our own making.
+        share = float(known["fraction"] or 1)
+        scale = max(int(height / share) / image.height, int(width / share) / image.width)
+        whole = (max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6)))
+        left, top = round((whole[0] - width) / 2), round((whole[1] - height) / 2)
+        x, y = image.width / whole[0], image.height / whole[1]  # pixels of the image to one of the scaled
+        box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
         return np.array(rgb.resize((width, height), filter_, box=box, reducing_gap=2.0))
     # Scaled first and padded after, for the same reason.
     scale = min(height / image.height, width / image.width)

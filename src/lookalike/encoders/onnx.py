@@ -87,6 +87,8 @@ class OnnxEncoder:
         """As ``Encoder.encode_texts``; a text is cut after ``max_tokens`` word pieces."""
         if not self.reads_text:
             raise UsageError(f"the encoder {self.name} reads photos only; search by photo, or use another --encoder")
+        if not len(texts):
+            return np.empty((0, self.dim), np.float32)
         out: Vectors = self._text.run(None, {"ids": self.ids(texts)})[0]
         return np.pad(out, ((0, 0), (self.photo_dim, 0))) if self.describes else out
 

@@ -178,7 +178,10 @@ def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
         UsageError: no such net, or the extra is missing, or it takes no other size.
         InputError: the weights cannot be fetched, are damaged, of another net or no safetensors.
     """
-    timm = extra("timm")
+    try:
+        timm = extra("timm")
+    except UsageError as error:  # it may also be that nothing has this name
+        raise UsageError(f"no encoder {name!r} as things are: {error}") from error
     from lookalike.encoders import clip
 
     if clip.is_clip(name):
@@ -193,7 +196,7 @@ def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
         try:
             told = json.loads(described.read_text("utf-8"))
             architecture, arguments = str(told["architecture"]), told.get("model_args") or {}
-            config = told.get("pretrained_cfg") or {}
+            config = dict(told.get("pretrained_cfg") or {})
         except (KeyError, ValueError, AttributeError) as error:
             raise InputError(f"{described}: not as timm's hub has it ({error!r}); it names no architecture") from error
         label = (
@@ -204,9 +207,7 @@ def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
         architecture = NAMES.get(label, label)
         known = timm.models.get_pretrained_cfg(architecture) if timm.is_model(architecture.partition(".")[0]) else None
         if known is None:
-            raise UsageError(
-                f"no encoder {name!r}: timm knows no {architecture!r}; lookalike encoders lists what there is"
-            )
+            raise UsageError(f"no encoder {name!r}: neither timm nor open_clip knows {label!r}; see lookalike encoders")
         hub = known.hf_hub_id or f"timm/{known.architecture}.{known.tag}"
         if local is not None:
             weights, source = safetensors_at(local), {"file": str(local)}
@@ -216,6 +217,8 @@ def backbone(name: str, size: tuple[int, int] | None = None) -> Backbone:
         source |= {"licence": known.license} if known.license and local is None else {}
     if not timm.is_model(architecture.partition(".")[0]):
         raise InputError(f"{name}: timm {timm.__version__} has no architecture {architecture!r}; a newer one may")
+    if config is not None:
+        config.setdefault("classifier", getattr(timm.models.get_pretrained_cfg(architecture), "classifier", None))
     net = timm.create_model(architecture, pretrained=False, pretrained_cfg=config, num_classes=0, **arguments)
     _without_classifier(net, weights)
     if hasattr(net, "pre_logits"):  # VGG's two wide layers are its classifier, too
