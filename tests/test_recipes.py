@@ -555,6 +555,26 @@ def test_the_last_stage_of_resnet_is_layer4_and_frozen_norms_do_not_move():
         loop.freeze(net, "layer9")
 
 
+@pytest.mark.parametrize(
+    ("name", "beginnings"),
+    [
+        ("convnext_atto", {"stages.3", "head.norm"}),
+        ("vgg11_bn", {"features.25", "features.26"}),  # timm takes each layer for a stage
+        ("vit_tiny_patch16_224", {"blocks.11", "norm"}),
+    ],
+)
+def test_a_last_stage_is_more_than_a_norm(name: str, beginnings: set[str]):
+    import timm
+
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+    if hasattr(net, "pre_logits"):
+        net.pre_logits = nn.Identity()
+    loop.freeze(net, "last")
+    learning = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert learning == {n for n, _ in net.named_parameters() if n.startswith(tuple(f"{b}." for b in beginnings))}
+
+
 @pytest.mark.parametrize("name", ["triplet", "multi-similarity", "contrastive", "supcon", "arcface", "circle"])
 def test_each_loss_of_metric_is_lower_for_vectors_that_are_apart(name: str):
     from lookalike.training.recipes import _criterion

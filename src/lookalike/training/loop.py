@@ -246,17 +246,25 @@ def freeze(net: nn.Module, what: str) -> list[nn.Module]:
 
 
 def _last_stage(net: nn.Module) -> list[str]:
-    """Names of the parameters of the last stage, as timm groups them; elsewhere the last quarter of them."""
+    """Names of the parameters of the last stage, as timm groups them; elsewhere the last quarter of them.
+
+    A last group of nearly nothing, like a norm of its own, is taken with the one before it.
+    """
+    total = sum(p.numel() for p in net.parameters())
     for prefix, module in net.named_modules():
         if hasattr(module, "group_matcher"):
             from timm.models import group_parameters
 
             groups = group_parameters(module, module.group_matcher(coarse=True))
             start = f"{prefix}." if prefix else ""
-            own = {n for n, _ in module.named_parameters()}
-            named = [[f"{start}{n}" for n in names if n in own] for names in groups.values()]
-            return [names for names in named if names][-1]
-    total, taken = sum(p.numel() for p in net.parameters()), 0
+            own = {n: p.numel() for n, p in module.named_parameters()}
+            stage: list[str] = []
+            for names in reversed([[n for n in names if n in own] for names in groups.values()]):
+                stage = names + stage
+                if sum(own[n] for n in stage) > total / 50:
+                    break
+            return [start + n for n in stage]
+    taken = 0
     last: list[str] = []
     for name, parameter in reversed(list(net.named_parameters())):
         if taken > total / 4 and name.rsplit(".", 1)[0] != last[-1].rsplit(".", 1)[0]:
