@@ -202,6 +202,20 @@ def test_a_figure_of_an_epoch_is_the_mean_over_its_photos(shop: Path, tmp_path: 
     assert right == pytest.approx(round(right), abs=1e-3)
 
 
+def test_measuring_the_start_is_no_time_of_training(shop: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(run, "write_encoder", lambda *given, **named: None)
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    real = run._before
+
+    def slow(*given: Any) -> Any:
+        clock[0] += 1000
+        return real(*given)
+
+    monkeypatch.setattr(run, "_before", slow)
+    assert trained("classify", shop, tmp_path, epochs=1)["seconds"] == 0
+
+
 def test_a_start_measured_on_other_photos_is_measured_again(shop: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run, "write_encoder", lambda *given, **named: None)
     table = shop.parent / "grows.csv"
@@ -462,6 +476,16 @@ def test_packing_goes_on_where_it_stopped(shop: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(images, "load", lambda name, **given: (read.append(str(name)), real(name, **given))[1])
     assert (packed(shop, tmp_path / "cut").packed == expected).all()
     assert len(read) == len(lines) - 31
+
+
+def test_too_little_room_is_told_before_anything_is_packed(shop: Path, tmp_path: Path, monkeypatch):
+    from types import SimpleNamespace
+
+    from lookalike.training import photos
+
+    monkeypatch.setattr(photos, "disk_usage", lambda folder: SimpleNamespace(free=200_000))
+    with pytest.raises(InputError, match=r"73 photos of 32×32 take 0\.0 GB, .*--size"):
+        packed(shop, tmp_path)
 
 
 def test_test_products_and_held_out_ones_take_no_part(shop: Path, tmp_path: Path):

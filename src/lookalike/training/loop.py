@@ -206,6 +206,9 @@ class Recipe(L.LightningModule):
         """The same back."""
         kept = saved["recipe"]
         self.history, self._sums, self.seconds = kept["history"], kept["sums"], kept["seconds"]
+
+    def on_train_start(self) -> None:
+        """The time of training begins: measuring the start is none of it."""
         self._since = time.monotonic()
 
     def weights(self) -> dict[str, Tensor]:

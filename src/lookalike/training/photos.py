@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from os import cpu_count
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
     """Read, fit and keep every photo of ``source`` under ``work``; a second call goes on where the first stopped.
 
     Raises:
-        InputError: no such label, or too few photos of too few labels.
+        InputError: no such label, too few photos of too few labels, or too little room.
         UsageError: ``--label`` is wanted.
     """
     columns = _label_columns(source, options)
@@ -266,6 +267,14 @@ def _packed(
     else:
         notes = []
     if not notes:
+        wanted = len(names) * size[0] * size[1] * 3
+        file.unlink(missing_ok=True)
+        free = disk_usage(work).free
+        if wanted > free:  # a mapped file on a full disk kills the process
+            raise InputError(
+                f"{work}: {len(names)} photos of {size[1]}×{size[0]} take {wanted / 1e9:.1f} GB, {free / 1e9:.1f} are free; "
+                "give another --work, or a smaller --size"
+            )
         pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(names), *size, 3))
         listing.write_text(head + "\n")
     else:
