@@ -89,7 +89,7 @@ def load(source: Source, labels_of: Sequence[str], log: Log) -> Data:
         for photo in product.photos:
             try:
                 content = images.load(photo)
-                images.read(content, name=str(photo))
+                images.read(content, at_least=16, name=str(photo))  # encoding reads it again
             except (ImageError, InputError) as error:
                 log(f"left out: {error}")
                 continue
