@@ -192,6 +192,44 @@ def test_what_is_exported_is_what_was_trained(shop: Path, tmp_path: Path):
     assert cosines.min() > 0.9999
 
 
+def test_a_figure_of_an_epoch_is_the_mean_over_its_photos(shop: Path, tmp_path: Path, monkeypatch):
+    """Not over its batches, of which the last is smaller."""
+    monkeypatch.setattr(run, "write_encoder", lambda *given, **named: None)
+    found = trained("classify", shop, tmp_path, train="head", rate=0.0, augment="none", epochs=1, seed=2)
+    photos = found["photos"] - found["held_out"]
+    assert photos % SMALL["batch"] > 1
+    right = found["history"][0]["training_accuracy"] * photos
+    assert right == pytest.approx(round(right), abs=1e-3)
+
+
+def test_a_start_measured_on_other_photos_is_measured_again(shop: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(run, "write_encoder", lambda *given, **named: None)
+    table = shop.parent / "grows.csv"
+    lines = shop.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:50]))
+    with monkeypatch.context() as m:
+        killed_after(0, m)
+        with pytest.raises(Killed):
+            trained("classify", table, tmp_path)
+    table.write_text("".join(lines))
+    found = trained("classify", table, tmp_path)
+    whole = trained("classify", shop, tmp_path / "whole")
+    assert found["photos"] == 73
+    assert found["before"] == whole["before"]
+
+
+def test_nothing_to_learn_and_no_negatives_are_told(shop: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="--train head: nothing is left to learn"):
+        trained("metric", shop, tmp_path / "a", train="head", dim=0)
+    with shop.open() as file:
+        rows: list[dict[str, object]] = list(csv.DictReader(file))
+    for row in rows:
+        row["split"] = "val" if row["category"] == "bag" and row["colour"] != "red" else "train"
+    table = write_csv(shop.parent / "one.csv", rows)
+    with pytest.raises(InputError, match="all validation photos are of one label"):
+        trained("siamese", table, tmp_path / "b")
+
+
 # Contrast
 
 
@@ -305,6 +343,58 @@ def test_contrast_refuses_what_has_no_words(shop: Path, clip: Path, tmp_path: Pa
         trained("contrast", wordless, tmp_path / "b", **{**WORDS, "start": str(clip)})
 
 
+def test_a_photo_without_words_takes_no_part_in_contrast(shop: Path, tmp_path: Path):
+    with shop.open() as file:
+        rows: list[dict[str, object]] = list(csv.DictReader(file))
+    rows[0]["title"] = rows[1]["title"] = ""
+    rows[1]["colour"] = ""
+    table = open_source(write_csv(shop.parent / "few-words.csv", rows))
+    given = {**SMALL, "least": 1}
+    photos = pack(table, Preprocess((32, 32)), tmp_path / "a", Contrast(**given), QUIET.append)
+    assert not {"p0", "p1"} & set(photos.products)
+    photos = pack(table, Preprocess((32, 32)), tmp_path / "a", Contrast(**given, template="in {colour}"), QUIET.append)
+    assert "p0" in photos.products
+    assert "p1" not in photos.products
+
+
+def contrast_recipe(shop: Path, clip: Path, work: Path, **given: Any) -> Any:
+    from lookalike.encoders import clip as clips
+    from lookalike.training.contrast import ContrastRecipe
+
+    backbone = clips.backbone(str(clip))
+    options = Contrast(**{**SMALL, **WORDS, "start": str(clip), "train": "all", **given})
+    return ContrastRecipe(pack(open_source(shop), backbone.preprocess, work, options, QUIET.append), backbone, options)
+
+
+def test_parts_of_both_towers_can_be_named(shop: Path, clip: Path, tmp_path: Path):
+    recipe = contrast_recipe(shop, clip, tmp_path, train="visual.transformer, logit_scale")
+    learning = {n for n, p in recipe.text.model.named_parameters() if p.requires_grad}
+    assert learning == {
+        n for n, _ in recipe.text.model.named_parameters() if n.startswith(("visual.transformer.", "logit_scale"))
+    }
+
+
+def test_temperatures_of_the_two_losses(shop: Path, clip: Path, tmp_path: Path):
+    """CLIP's is limited to 100 and can come down from there; SigLIP's has no limit."""
+    torch.manual_seed(0)
+    photos, texts = nn.functional.normalize(torch.randn(2, 4, 32), dim=-1)
+    recipe = contrast_recipe(shop, clip, tmp_path, loss="siglip")
+    with torch.no_grad():
+        recipe.scale.fill_(5.0)
+    found = recipe._compared(photos, texts, list("abcd"))["loss"]
+    logits = np.exp(5.0) * (photos @ texts.T) - 10
+    signs = 2 * torch.eye(4) - 1
+    assert found.item() == pytest.approx((-nn.functional.logsigmoid(signs * logits).sum() / 4).item(), rel=1e-5)
+    recipe = contrast_recipe(shop, clip, tmp_path)
+    with torch.no_grad():
+        recipe.scale.fill_(5.0)
+    recipe._compared(photos, texts, list("abcd"))["loss"].backward()
+    assert recipe.scale.exp().item() == pytest.approx(100)
+    assert abs(recipe.scale.grad.item()) > 1e-3
+    with pytest.raises(UsageError, match="--devices 1"):
+        contrast_recipe(shop, clip, tmp_path, chunk=4, devices=2)
+
+
 # Data
 
 
@@ -391,6 +481,22 @@ def test_test_products_and_held_out_ones_take_no_part(shop: Path, tmp_path: Path
     assert all((where[p] == "val") == held for p, held in zip(photos.products, photos.validation, strict=True))
 
 
+def test_photos_that_equal_held_out_ones_take_no_part(shop: Path, tmp_path: Path):
+    """The product "twin" has the photo of p71."""
+    assert {"p71", "twin"} <= set(packed(shop, tmp_path / "a").products)
+    (tmp_path / "ids.txt").write_text("p71\n")
+    photos = packed(shop, tmp_path / "a", hold_out=str(tmp_path / "ids.txt"))
+    assert not {"p71", "twin"} & set(photos.products)
+    with shop.open() as file:
+        rows: list[dict[str, object]] = list(csv.DictReader(file))
+    for n, row in enumerate(rows):
+        row["split"] = "train" if row["id"] == "twin" or n % 4 else "val"
+    rows[71]["split"] = "val"
+    photos = packed(write_csv(shop.parent / "twins.csv", rows), tmp_path / "b")
+    assert "p71" in photos.products
+    assert "twin" not in photos.products
+
+
 # Parts
 
 
@@ -420,6 +526,13 @@ def test_policies_are_drawn_from_their_generator_alone(name: str):
         assert torch.equal(once, photos.permute(0, 3, 1, 2).float())
 
 
+def test_photos_are_warped_as_exactly_in_mixed_precision():
+    photos = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = augment(photos, POLICIES["strong"], torch.Generator().manual_seed(1))
+    assert torch.equal(mixed, augment(photos, POLICIES["strong"], torch.Generator().manual_seed(1)))
+
+
 def test_the_last_stage_of_resnet_is_layer4_and_frozen_norms_do_not_move():
     import timm
 
@@ -439,6 +552,26 @@ def test_the_last_stage_of_resnet_is_layer4_and_frozen_norms_do_not_move():
     assert not any(p.requires_grad for p in net.parameters())
     with pytest.raises(UsageError, match=r"--train layer9: no layer is named so; there are .*layer4\.1"):
         loop.freeze(net, "layer9")
+
+
+@pytest.mark.parametrize(
+    ("name", "beginnings"),
+    [
+        ("convnext_atto", {"stages.3", "head.norm"}),
+        ("vgg11_bn", {"features.25", "features.26"}),  # timm takes each layer for a stage
+        ("vit_tiny_patch16_224", {"blocks.11", "norm"}),
+    ],
+)
+def test_a_last_stage_is_more_than_a_norm(name: str, beginnings: set[str]):
+    import timm
+
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+    if hasattr(net, "pre_logits"):
+        net.pre_logits = nn.Identity()
+    loop.freeze(net, "last")
+    learning = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert learning == {n for n, _ in net.named_parameters() if n.startswith(tuple(f"{b}." for b in beginnings))}
 
 
 @pytest.mark.parametrize("name", ["triplet", "multi-similarity", "contrastive", "supcon", "arcface", "circle"])
@@ -491,6 +624,9 @@ def test_options_out_of_range_are_told():
     ):
         with pytest.raises(UsageError, match=message):
             checked(Classify(**given))  # type: ignore[arg-type]
+    for share in ("all", "1.5"):
+        with pytest.raises(UsageError, match=f"--interpolate {share}: auto, or a share from 0 to 1"):
+            checked(Contrast(interpolate=share))
 
 
 @pytest.mark.parametrize("kind", [Classify, Scratch, Siamese, Metric, Contrast])

@@ -60,7 +60,8 @@ def augment(photos: Tensor, policy: Policy, rng: torch.Generator, size: tuple[in
         [angle.cos() * zoom * flip, -angle.sin() * zoom * ratio, shift[:, 0], angle.sin() * zoom * flip / ratio,
          angle.cos() * zoom, shift[:, 1]], 1
     )  # fmt: skip
-    grid = F.affine_grid(rows.view(n, 2, 3), [n, 3, *size], align_corners=False)
+    with torch.autocast(device.type, enabled=False):  # else it is made in 8 bits of mantissa: half a pixel of 224
+        grid = F.affine_grid(rows.view(n, 2, 3), [n, 3, *size], align_corners=False)
     x = photos.permute(0, 3, 1, 2).float() - 255.0  # zero padding is white
     x = F.grid_sample(x, grid, align_corners=False) + 255.0
     if policy.erase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,13 @@ from lookalike.encoders.torch import Backbone
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import metrics
 from lookalike.training.augment import POLICIES, augment
-from lookalike.training.builtin import contrast as infonce
-from lookalike.training.loop import Log, Recipe, encode, freeze
+from lookalike.training.builtin import contrast
+from lookalike.training.loop import Log, Recipe, encode
 from lookalike.training.options import Contrast
-from lookalike.training.photos import Photos
+from lookalike.training.photos import Photos, filled
+
+LIMIT = math.log(100)
+"""Of the logarithm of CLIP's temperature (Radford et al. 2021, 2.5); SigLIP has none."""
 
 SHARES = tuple(n / 10 for n in range(11))
 """Shares of the new weights that are tried against forgetting."""
@@ -36,16 +40,16 @@ class ContrastRecipe(Recipe):
     options: Contrast
 
     def __init__(self, photos: Photos, backbone: Backbone, options: Contrast):
-        super().__init__(photos, backbone, options)
         if backbone.text is None or backbone.tokenizer is None:
             raise InputError(f"--start {options.start}: reads no text; contrast wants a model of photos and texts")
-        self.text = backbone.text
-        model: Any = backbone.text.model
-        self.automatic_optimization = not options.chunk
         if options.chunk and options.precision == "16-mixed":
             raise UsageError("--chunk: gradient caching works with --precision 32-true or bf16-mixed")
-        if options.train != "all":
-            freeze(model, options.train)
+        if options.chunk and options.devices > 1:
+            raise UsageError("--chunk: gradient caching works with --devices 1")
+        model: Any = backbone.text.model
+        super().__init__(photos, backbone, options, model)
+        self.text = backbone.text
+        self.automatic_optimization = not options.chunk
         self.scale: nn.Parameter = model.logit_scale
         bias = getattr(model, "logit_bias", None)
         self.bias = bias if bias is not None else nn.Parameter(torch.tensor(-10.0))
@@ -70,9 +74,13 @@ class ContrastRecipe(Recipe):
     def _compared(self, photos: Tensor, texts: Tensor, said: list[str]) -> dict[str, Tensor]:
         known = {text: n for n, text in enumerate(dict.fromkeys(said))}
         keys = torch.tensor([known[text] for text in said], device=photos.device)
-        scale = self.scale.float().exp().clamp(max=100)
-        if self.options.loss == "infonce":
-            loss = infonce(photos, texts, keys, scale)
+        infonce = self.options.loss == "infonce"
+        if infonce:  # CLIP's limit, on the parameter itself: a limit on what comes of it would hold it there for good
+            with torch.no_grad():
+                self.scale.clamp_(max=LIMIT)
+        scale = self.scale.float().exp()
+        if infonce:
+            loss = contrast(photos, texts, keys, scale)
         else:
             sign = torch.where(keys[:, None] == keys[None], 1.0, -1.0)
             loss = -F.logsigmoid(sign * (scale * photos @ texts.T + self.bias)).sum() / len(photos)
@@ -120,7 +128,7 @@ class ContrastRecipe(Recipe):
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
-        self._note("training", found)
+        self._note("training", found, len(rows))
         return found["loss"].detach()
 
     @torch.no_grad()
@@ -167,9 +175,9 @@ class Texts:
         if missing:
             known = dict.fromkeys(c for row in photos.rows for c in row)
             raise InputError(f"--template {options.template!r}: no column {missing!r}; there are {', '.join(known)}")
-        filled = [_filled(options.template, row) for row in photos.rows]
-        self.templates, self.share = filled, options.template_share if options.template else 0.0
-        self.titles = [title or text for title, text in zip(photos.titles, filled, strict=True)]
+        self.templates = [filled(options.template, row) for row in photos.rows]
+        self.share = options.template_share if options.template else 0.0
+        self.titles = [title or text for title, text in zip(photos.titles, self.templates, strict=True)]
 
     def of(self, rows: Tensor, drawn: bool) -> list[str]:
         """One text of each row; while training, sometimes that of the template. Draws from torch's generator."""
@@ -178,11 +186,6 @@ class Texts:
             use = drawn and chance < self.share and self.templates[row]
             out.append(self.templates[row] if use else self.titles[row])
         return out
-
-
-def _filled(template: str, row: dict[str, Any]) -> str:
-    text = re.sub(r"\{(.*?)\}", lambda m: str(row.get(m[1]) or ""), template)
-    return " ".join(text.split())
 
 
 def token_ids(backbone: Backbone, texts: Sequence[str]) -> Tensor:

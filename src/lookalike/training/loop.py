@@ -1,6 +1,7 @@
 """The loop that all recipes share: Lightning, with batches and randomness that depend on (seed, epoch, batch) alone.
 
-So a run that was killed at any moment, and run again with the same ``work``, ends with the same weights.
+So a run that was killed at any moment, and run again with the same ``work``, ends with the same weights (on a GPU, but for what
+its sums vary by).
 """
 
 from __future__ import annotations
@@ -78,14 +79,15 @@ class Recipe(L.LightningModule):
 
     monitor, sign = "validation_loss", -1
 
-    def __init__(self, photos: Photos, backbone: Backbone, options: Options):
+    def __init__(self, photos: Photos, backbone: Backbone, options: Options, whole: nn.Module | None = None):
+        """``whole`` is what ``--train`` names parts of, where that is more than the photo net."""
         super().__init__()
         self.photos, self.options, self.backbone = photos, options, backbone
         self.net = PhotoNet(backbone.net, backbone.preprocess)
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self.last_loss = math.nan
-        self._frozen = freeze(backbone.net, options.train)
+        self._frozen = freeze(whole or backbone.net, options.train)
         self._sums: dict[str, list[Tensor]] = {}
         self._since = time.monotonic()
 
@@ -153,7 +155,7 @@ class Recipe(L.LightningModule):
         pixels = self.photos.pixels(rows.cpu().numpy()).to(self.device)
         x = augment(pixels, POLICIES[self.options.augment], generator)
         found = self.loss(rows, self.net.scaled(x))
-        self._note("training", found)
+        self._note("training", found, len(rows))
         return found["loss"]
 
     def seeded(self, at: int) -> torch.Generator:
@@ -166,11 +168,12 @@ class Recipe(L.LightningModule):
         """The same figures on photos as they are."""
         rows = rows.flatten()
         pixels = self.photos.pixels(rows.cpu().numpy()).to(self.device)
-        self._note("validation", self.loss(rows, self.net.normalised(pixels)))
+        self._note("validation", self.loss(rows, self.net.normalised(pixels)), len(rows))
 
-    def _note(self, split: str, found: dict[str, Tensor]) -> None:
+    def _note(self, split: str, found: dict[str, Tensor], photos: int) -> None:
         for name, value in found.items():
-            self._sums.setdefault(f"{split}_{name}", []).append(value.detach().float())
+            figure = value.detach().float()
+            self._sums.setdefault(f"{split}_{name}", []).append(torch.stack([figure * photos, figure * 0 + photos]))
         if split == "training":
             self.last_loss = found["loss"].item()
 
@@ -178,10 +181,11 @@ class Recipe(L.LightningModule):
         """One line of the history: validation is the end of each epoch."""
         line: dict[str, float] = {"epoch": self.current_epoch + 1}
         for name, values in self._sums.items():
-            mean = torch.stack(values).mean()
+            # Those of a checkpoint are on the CPU. A batch counts by its photos: the last one has few.
+            total = torch.stack([v.to(self.device) for v in values]).sum(0)
             if self.trainer.world_size > 1:
-                mean = cast("Tensor", self.all_gather(mean)).mean()
-            line[name] = round(mean.item(), 6)
+                total = cast("Tensor", self.all_gather(total)).sum(0)
+            line[name] = round((total[0] / total[1]).item(), 6)
         self._sums = {}
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
@@ -244,17 +248,25 @@ def freeze(net: nn.Module, what: str) -> list[nn.Module]:
 
 
 def _last_stage(net: nn.Module) -> list[str]:
-    """Names of the parameters of the last stage, as timm groups them; elsewhere the last quarter of them."""
+    """Names of the parameters of the last stage, as timm groups them; elsewhere the last quarter of them.
+
+    A last group of nearly nothing, like a norm of its own, is taken with the one before it.
+    """
+    total = sum(p.numel() for p in net.parameters())
     for prefix, module in net.named_modules():
         if hasattr(module, "group_matcher"):
             from timm.models import group_parameters
 
             groups = group_parameters(module, module.group_matcher(coarse=True))
             start = f"{prefix}." if prefix else ""
-            own = {n for n, _ in module.named_parameters()}
-            named = [[f"{start}{n}" for n in names if n in own] for names in groups.values()]
-            return [names for names in named if names][-1]
-    total, taken = sum(p.numel() for p in net.parameters()), 0
+            own = {n: p.numel() for n, p in module.named_parameters()}
+            stage: list[str] = []
+            for names in reversed([[n for n in names if n in own] for names in groups.values()]):
+                stage = names + stage
+                if sum(own[n] for n in stage) > total / 50:
+                    break
+            return [start + n for n in stage]
+    taken = 0
     last: list[str] = []
     for name, parameter in reversed(list(net.named_parameters())):
         if taken > total / 4 and name.rsplit(".", 1)[0] != last[-1].rsplit(".", 1)[0]:

@@ -129,7 +129,19 @@ def checked(options: O) -> O:
         raise UsageError(f"--validation {options.validation}: a share below 0.9 is wanted")
     if options.size:
         size_of(options.size)
+    if isinstance(options, Contrast):
+        _share_of("interpolate", options.interpolate)
     return options
+
+
+def _share_of(name: str, text: str) -> None:
+    """Raises UsageError where ``text`` is neither auto nor a share."""
+    try:
+        right = text == "auto" or 0 <= float(text) <= 1
+    except ValueError:
+        right = False
+    if not right:
+        raise UsageError(f"--{name} {text}: auto, or a share from 0 to 1 is wanted")
 
 
 def size_of(text: str) -> tuple[int, int]:

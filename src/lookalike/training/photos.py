@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -40,8 +41,8 @@ class Photos:
     """``packed`` uint8 (photos, h, w, 3), memory-mapped, of which each row has its ``places``; the rest one per row.
 
     ``labels`` int64 (n,) into ``names``; ``validation`` bool (n,): held out, whole products, byte-identical photos on one
-    side; ``by_item``: a label is a product; ``rare`` counts photos of each label that was too rare. ``digest`` is of all
-    that is here, split included.
+    side, and nothing here is byte-identical to a photo that takes no part; ``by_item``: a label is a product; ``rare`` counts
+    photos of each label that was too rare. ``digest`` is of all that is here, split included.
     """
 
     packed: NDArray[np.uint8]
@@ -71,7 +72,7 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         UsageError: ``--label`` is wanted.
     """
     columns = _label_columns(source, options)
-    products = _taking_part(source, options)
+    products, away = _taking_part(source, options)
     named = [(p, str(photo)) for p in products for photo in p.photos]
     if not named:
         raise InputError(
@@ -84,6 +85,18 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         log(f"left out: {line}")
     if lost[5:]:
         log(f"left out: {len(lost) - 5} more, see {work / 'photos.jsonl'}")
+    known = _digests(away)
+    twins = {n for n in kept if notes[n]["digest"] in known}
+    measured = {notes[n]["digest"] for n in kept if _own_split(named[n][0]) == "validation"}
+    twins |= {n for n in kept if notes[n]["digest"] in measured and _own_split(named[n][0]) != "validation"}
+    if twins:
+        log(f"left out: {len(twins)} photos that are byte for byte those of products that are held out")
+    kept = [n for n in kept if n not in twins]
+    if isinstance(options, Contrast):
+        told = [n for n in kept if named[n][0].title.strip() or filled(options.template, named[n][0].attributes)]
+        if 0 < len(told) < len(kept):
+            log(f"left out: {len(kept) - len(told)} photos without words")
+            kept = told
     of = [_label(named[n][0], columns) for n in kept]
     counts = Counter(name for name in of if name)
     rare = {name: count for name, count in counts.items() if count < options.least}
@@ -116,15 +129,17 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         validation = np.array([s == "validation" for s in own])
     if not validation.any() or validation.all():
         raise InputError(f"{source.key}: {len(rows)} photos cannot be split into training and validation; add products")
+    titles, attributes = [named[n][0].title.strip() for n in taken], [dict(named[n][0].attributes) for n in taken]
+    said = [titles, attributes] if isinstance(options, Contrast) else []  # words are what it learns from
     everything = json.dumps(
-        [ids, digests, labels.tolist(), names, validation.tolist(), preprocess.size, preprocess.fit]
+        [ids, digests, labels.tolist(), names, validation.tolist(), preprocess.size, preprocess.fit, said], default=str
     )
     return Photos(
         packed=pixels,
         places=np.array(taken, np.int64),
         products=ids,
-        titles=[named[n][0].title.strip() for n in taken],
-        rows=[dict(named[n][0].attributes) for n in taken],
+        titles=titles,
+        rows=attributes,
         digests=digests,
         labels=labels,
         names=names,
@@ -186,18 +201,42 @@ def _label(product: Product, columns: list[str]) -> str:
     return "" if any(v is None or v == "" for v in values) else " / ".join(str(v) for v in values)
 
 
+def filled(template: str, row: Mapping[str, Any]) -> str:
+    """``{column}`` of a template replaced by the row's values; empty where the row has none of them."""
+    values = {name: str(row.get(name) or "") for name in re.findall(r"\{(.*?)\}", template)}
+    text = re.sub(r"\{(.*?)\}", lambda m: values[m[1]], template) if any(values.values()) else ""
+    return " ".join(text.split())
+
+
 def _own_split(product: Product) -> str:
     value = next((str(product.attributes[c]).lower() for c in SPLIT_COLUMNS if product.attributes.get(c)), "")
     return "away" if value in AWAY else "validation" if value in ("val", "validation") else ""
 
 
-def _taking_part(source: Source, options: Options) -> list[Product]:
-    away = held_out(Path(options.hold_out)) if options.hold_out else set()
-    products = [p for p in source.products if p.id not in away and _own_split(p) != "away"]
+def _taking_part(source: Source, options: Options) -> tuple[list[Product], list[Product]]:
+    """Products to train and validate with, and those that are held out of both."""
+    ids = held_out(Path(options.hold_out)) if options.hold_out else set()
+    products: list[Product] = []
+    away: list[Product] = []
+    for product in source.products:
+        (away if product.id in ids or _own_split(product) == "away" else products).append(product)
     if options.limit and options.limit < len(products):
         drawn = np.random.default_rng(options.seed).permutation(len(products))[: options.limit]
         products = [products[n] for n in np.sort(drawn)]
-    return products
+    return products, away
+
+
+def _digests(products: list[Product]) -> set[str]:
+    """Of the photos of products, as far as they can be read."""
+
+    def of(photo: Path | str) -> str:
+        try:
+            return images.digest(images.load(photo))
+        except InputError:
+            return ""
+
+    with ThreadPoolExecutor(cpu_count() or 1) as pool:
+        return set(pool.map(of, [photo for p in products for photo in p.photos])) - {""}
 
 
 def held_out(file: Path) -> set[str]:

@@ -87,6 +87,10 @@ class SiameseRecipe(Recipe):
                 raise InputError(
                     f"no label has two {name} photos to make a pair of; lower --validation or merge labels"
                 )
+            if len(np.unique(photos.labels[photos.validation == split])) < 2:
+                raise InputError(
+                    f"all {name} photos are of one label, so that there are no negative pairs; add products, or change --label"
+                )
 
     def _pairable(self, among: NDArray[np.bool_]) -> NDArray[np.int64]:
         labels = self.photos.labels

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lookalike.encoders import clip
 from lookalike.encoders.torch import Backbone, PhotoNet
-from lookalike.errors import InputError
+from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import metrics
 from lookalike.evaluation.protocol import summary
 from lookalike.evaluation.report import write as write_report
@@ -80,9 +80,12 @@ def _run(
     made = recipe_of(photos, backbone, options)
     before = _before(made, start, work, device, log)
     learning = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    if not learning:
+        raise UsageError(f"--train {options.train}: nothing is left to learn; name a part of {options.start}, or all")
     log(f"{learning:,} of {sum(p.numel() for p in made.parameters()):,} parameters learn")
     first = made.weights() if isinstance(made, ContrastRecipe) else {}
     loop.fit(made, work, log)
+    made.to(device)
     tried = made.interpolate(first, log) if isinstance(made, ContrastRecipe) else []
     log("measuring")
     after = _vectors(made, made.encoder(), device, log)
@@ -98,8 +101,8 @@ def _run(
     name = f"{recipe}-{backbone.name}"[:60]
     dim = after["photos"].shape[1]
     texts = {"text": backbone.text, "tokenizer": backbone.tokenizer} if isinstance(made, ContrastRecipe) else {}
-    write_encoder(out, name, made.encoder(), backbone.preprocess, dim, training=training, **texts)
     _shown(found, work)
+    write_encoder(out, name, made.encoder(), backbone.preprocess, dim, training=training, **texts)
     return found
 
 
@@ -227,8 +230,10 @@ def _same_run(work: Path, config: str) -> None:
 
 def _same_data(work: Path, photos: Photos, backbone: Backbone) -> None:
     file, now = work / "data.json", json.dumps({"photos": photos.digest, "start": backbone.digest})
-    if file.is_file() and file.read_text("utf-8") != now and (work / "last.safetensors").is_file():
-        raise InputError(
-            f"{work}: the photos, their labels or the start's weights have changed since; give another --work"
-        )
+    if file.is_file() and file.read_text("utf-8") != now:
+        if (work / "last.safetensors").is_file():
+            raise InputError(
+                f"{work}: the photos, their labels or the start's weights have changed since; give another --work"
+            )
+        (work / "before.npz").unlink(missing_ok=True)  # of the photos as they were
     file.write_text(now, "utf-8")
