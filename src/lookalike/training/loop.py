@@ -19,11 +19,12 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lookalike.encoders.torch import Backbone, PhotoNet
 from lookalike.errors import UsageError
@@ -85,6 +86,7 @@ class Recipe(L.LightningModule):
         self.net = PhotoNet(backbone.net, backbone.preprocess)
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
+        self.last_loss = math.nan
         self._frozen = freeze(whole or backbone.net, options.train)
         self._sums: dict[str, list[Tensor]] = {}
         self._since = time.monotonic()
@@ -173,7 +175,7 @@ class Recipe(L.LightningModule):
             figure = value.detach().float()
             self._sums.setdefault(f"{split}_{name}", []).append(torch.stack([figure * photos, figure * 0 + photos]))
         if split == "training":
-            self.log("loss", found["loss"], prog_bar=True, logger=False)
+            self.last_loss = found["loss"].item()
 
     def on_validation_epoch_end(self) -> None:
         """One line of the history: validation is the end of each epoch."""
@@ -291,22 +293,50 @@ class _SafeCheckpoints(CheckpointIO):
 
 
 class _Keep(Callback):
-    """A checkpoint every so many steps and after each epoch, the best weights, and ``metrics.csv``."""
+    """A checkpoint every so many steps and after each epoch, the best weights, ``metrics.csv``; and what is seen of it all.
+
+    The bar is tqdm's on standard error, since Lightning's goes to standard output, where results belong.
+    """
 
     def __init__(self, work: Path, every: int, log: Log):
-        self.work, self.every, self.log_line = work, every, log
+        self.work, self.every, self.say = work, every, log
         self.shown = time.monotonic()
+        self.bar: Any = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, recipe: Any) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            done = (
+                trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.num_training_batches
+            )  # not reset yet
+            label = f"epoch {trainer.current_epoch + 1} of {recipe.options.epochs}"
+            self.bar = tqdm(
+                total=int(trainer.num_training_batches),
+                initial=done,
+                desc=label,
+                unit="step",
+                dynamic_ncols=True,
+                leave=False,
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, recipe: Any, *rest: Any) -> None:
         at = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if at < trainer.num_training_batches and at % self.every == 0:
             trainer.save_checkpoint(self.work / "last.safetensors")
-        if not sys.stderr.isatty() and time.monotonic() - self.shown > 20:
+        loss = recipe.last_loss
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self.bar.update()
+        elif not sys.stderr.isatty() and time.monotonic() - self.shown > 20:
             self.shown = time.monotonic()
-            loss = trainer.callback_metrics.get("loss", torch.nan)
-            self.log_line(
-                f"epoch {trainer.current_epoch + 1}, step {at} of {trainer.num_training_batches}, loss {loss:.4f}"
-            )
+            self.say(f"epoch {trainer.current_epoch + 1}, step {at} of {trainer.num_training_batches}, loss {loss:.4f}")
+
+    def on_validation_start(self, trainer: L.Trainer, recipe: Any) -> None:
+        self.teardown(trainer, recipe, "validate")
+
+    def teardown(self, trainer: L.Trainer, recipe: Any, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, recipe: Any) -> None:
         history = recipe.history
@@ -315,7 +345,7 @@ class _Keep(Callback):
                 checkpoint.save_tree(self.work / "best.safetensors", recipe.weights())
             write_history(self.work / "metrics.csv", history)
             line = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in history[-1].items() if k != "epoch")
-            self.log_line(f"epoch {len(history)}: {line}")
+            self.say(f"epoch {len(history)}: {line}")
         trainer.save_checkpoint(self.work / "last.safetensors")
 
 
@@ -340,7 +370,6 @@ def fit(recipe: Recipe, work: Path, log: Log) -> None:
     last = work / "last.safetensors"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = o.precision if o.precision != "auto" else "bf16-mixed" if fast_bfloat16(device) else "32-true"
-    bar = [TQDMProgressBar()] if sys.stderr.isatty() else []
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -349,9 +378,9 @@ def fit(recipe: Recipe, work: Path, log: Log) -> None:
         several = "ddp_find_unused_parameters_true" if o.devices > 1 else "auto"
         trainer = L.Trainer(
             default_root_dir=work, max_epochs=o.epochs, precision=cast("Any", precision), devices=o.devices,
-            strategy=several, callbacks=[_Keep(work, o.checkpoint_steps, log), *bar],
+            strategy=several, callbacks=[_Keep(work, o.checkpoint_steps, log)],
             logger=TensorBoardLogger(str(work), name="tensorboard", version=""), plugins=[_SafeCheckpoints()],
-            enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=bool(bar),
+            enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
             num_sanity_val_steps=0, use_distributed_sampler=False, deterministic="warn" if device.type == "cpu" else False,
         )  # fmt: skip
         recipe.train()  # Lightning leaves modules in the mode that it finds, and measuring the start left them at rest

@@ -98,7 +98,7 @@ def _run(
     plots.distances(*_pairs(photos, [before["photos"], after["photos"]], options.seed), work / "distances.png")
     training = {k: found[k] for k in ("recipe", "seconds", "photos", "labels", "kept_epoch")}
     training |= {"start": options.start, "label": photos.label}
-    name = f"{recipe}-{Path(options.start).stem}".replace("@", "-")[:60]
+    name = f"{recipe}-{backbone.name}"[:60]
     dim = after["photos"].shape[1]
     texts = {"text": backbone.text, "tokenizer": backbone.tokenizer} if isinstance(made, ContrastRecipe) else {}
     _shown(found, work)
