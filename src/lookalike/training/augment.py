@@ -13,9 +13,9 @@ from torch import Tensor
 class Policy:
     """How far each thing may go, drawn evenly for each photo.
 
-    ``rotate`` in radians, ``zoom`` in shares of the photo, ``shift`` in shares of half of it, ``light`` and ``colour`` (of each channel) as factors
-    1 ± that; ``flip`` and ``erase`` are the share of photos that are mirrored, or lose a rectangle to white (random erasing,
-    Zhong et al. 2017, https://arxiv.org/abs/1708.04896). Colours must be told, so that ``colour`` stays small.
+    ``rotate`` in radians, ``zoom`` in shares of the photo, ``shift`` in shares of half of it, ``light`` and ``colour`` (of each
+    channel) as factors 1 ± that; ``flip`` and ``erase`` are the share of photos that are mirrored, or lose a rectangle to white
+    (random erasing, Zhong et al. 2017, https://arxiv.org/abs/1708.04896). Colours must be told, so that ``colour`` stays small.
     """
 
     rotate: float = 0.0
