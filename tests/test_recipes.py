@@ -176,6 +176,14 @@ def test_metric_learns_items_and_holds_out_whole_ones(shop: Path, tmp_path: Path
         trained("classify", table, tmp_path / "c", label="id", least=2)
 
 
+def test_an_epoch_that_diverged_is_not_the_best(shop: Path, tmp_path: Path):
+    recipe = loop.Recipe(
+        packed(shop, tmp_path), Backbone(nn.Identity(), 3, Preprocess((32, 32)), "", ""), Classify(**SMALL)
+    )
+    recipe.history = [{"validation_loss": v} for v in (float("nan"), 2.0, 1.0, float("nan"))]
+    assert recipe.best() == 2
+
+
 def test_what_is_exported_is_what_was_trained(shop: Path, tmp_path: Path):
     trained("metric", shop, tmp_path, k=2)
     made = encoders.load(str(tmp_path / "out"))

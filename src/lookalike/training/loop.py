@@ -196,7 +196,7 @@ class Recipe(L.LightningModule):
 
     def best(self) -> int:
         """The position in the history of the epoch whose weights are kept."""
-        values = [self.sign * line[self.monitor] for line in self.history]
+        values = [-math.inf if math.isnan(v) else v for v in (self.sign * line[self.monitor] for line in self.history)]
         return values.index(max(values))
 
     def on_save_checkpoint(self, saved: dict[str, Any]) -> None:

@@ -97,7 +97,10 @@ def _run(
     plots.curves(made.history, made.best(), work / "curves.png")
     plots.distances(*_pairs(photos, [before["photos"], after["photos"]], options.seed), work / "distances.png")
     training = {k: found[k] for k in ("recipe", "seconds", "photos", "labels", "kept_epoch")}
-    training |= {"start": options.start, "label": photos.label}
+    training |= {"start": backbone.name, "start_digest": backbone.digest, "label": photos.label}
+    training |= {
+        f"start_{key}": value for key, value in backbone.source.items() if key != "file"
+    }  # hub, revision, licence
     name = f"{recipe}-{backbone.name}"[:60]
     dim = after["photos"].shape[1]
     texts = {"text": backbone.text, "tokenizer": backbone.tokenizer} if isinstance(made, ContrastRecipe) else {}
