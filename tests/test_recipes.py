@@ -21,7 +21,7 @@ from lookalike.cli import app
 from lookalike.encoders.torch import Backbone, Preprocess
 from lookalike.errors import InputError, UsageError
 from lookalike.sources import open_source
-from lookalike.training import checkpoint, loop, run
+from lookalike.training import checkpoint, loop, plots, run
 from lookalike.training.augment import POLICIES, augment
 from lookalike.training.options import (
     RECIPES,
@@ -361,6 +361,10 @@ def test_contrast_refuses_what_has_no_words(shop: Path, clip: Path, tmp_path: Pa
         trained("contrast", shop, tmp_path, **{**WORDS, "start": str(clip), "template": "{hue}"})
     rows: list[dict[str, object]] = [{"id": n, "image": f"img/{n}.jpg"} for n in range(40)]
     wordless = write_csv(shop.parent / "wordless.csv", rows)
+    rows = [{**row, "title": f"{n}_7"} for n, row in enumerate(rows)]  # a number is no word
+    coded = write_csv(shop.parent / "coded.csv", rows)
+    with pytest.raises(InputError, match="0 different texts to learn from"):
+        trained("contrast", coded, tmp_path / "c", **{**WORDS, "start": str(clip)})
     with pytest.raises(InputError, match="0 different texts to learn from"):
         trained("contrast", wordless, tmp_path / "b", **{**WORDS, "start": str(clip)})
 
@@ -444,7 +448,7 @@ def test_rare_labels_are_left_out_or_merged_and_counted(shop: Path, tmp_path: Pa
     merged = Classify(**{**SMALL, "rare": "merge", "least": 5})
     photos = pack(open_source(table), Preprocess((32, 32)), tmp_path / "b", merged, QUIET.append)
     assert set(photos.names) == {*KINDS, "other"}
-    with pytest.raises(InputError, match=r"0 labels of category have at least 500 photos .*--least"):
+    with pytest.raises(InputError, match=r"at least two labels with 500 photos are wanted, category has 0 .*--least"):
         pack(
             open_source(table), Preprocess((32, 32)), tmp_path / "c", Classify(**{**SMALL, "least": 500}), QUIET.append
         )
@@ -653,12 +657,16 @@ def test_options_out_of_range_are_told():
         ({"epochs": 0}, "--epochs 0: at least 1"),
         ({"size": "big"}, "--size big: HEIGHTxWIDTH"),
         ({"validation": 0.95}, "--validation"),
+        ({"smoothing": 3.0}, "--smoothing 3.0: at most 1 is"),
+        ({"rate": float("inf")}, "--rate inf: at most 10 is"),
+        ({"seed": 2**70}, f"--seed {2**70}: at most 4294967295 is"),
     ):
         with pytest.raises(UsageError, match=message):
             checked(Classify(**given))  # type: ignore[arg-type]
-    for share in ("all", "1.5"):
+    for share in ("all", "1.5", "nan"):
         with pytest.raises(UsageError, match=f"--interpolate {share}: auto, or a share from 0 to 1"):
             checked(Contrast(interpolate=share))
+    checked(Contrast(interpolate="0.5"))
 
 
 @pytest.mark.parametrize("kind", [Classify, Scratch, Siamese, Metric, Contrast])
@@ -692,6 +700,15 @@ def test_train_and_again_from_the_command_line(shop: Path, tmp_path: Path):
     assert asdict(options)["epochs"] == 1
 
 
+def test_training_reads_what_lies_here(tmp_path: Path):
+    table = write_csv(tmp_path / "web.csv", [{"id": n, "image": f"https://shop.example/{n}.jpg"} for n in range(3)])
+    for source in (str(table), "https://shop.example/feed.xml"):
+        words = ["train", "scratch", source, "--out", str(tmp_path / "o"), "--work", str(tmp_path / "w")]
+        with pytest.raises(InputError, match="training and measuring read photos that lie here") as told:
+            CliRunner().invoke(app, words, catch_exceptions=False)
+        assert "--download" not in str(told.value)
+
+
 def test_a_work_folder_of_another_run_and_a_full_out_are_refused(shop: Path, tmp_path: Path):
     trained("scratch", shop, tmp_path, epochs=1)
     with pytest.raises(InputError, match="out: not an empty or new directory"):
@@ -701,3 +718,53 @@ def test_a_work_folder_of_another_run_and_a_full_out_are_refused(shop: Path, tmp
     (tmp_path / "config.json").write_text('{"recipe": "bake"}')
     with pytest.raises(InputError, match=r"config\.json: not the config\.json of a run"):
         from_json(tmp_path / "config.json")
+
+
+def test_what_cannot_be_done_leaves_the_work_folder_free(shop: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="no column 'colr'"):
+        trained("classify", shop, tmp_path, label="colr", start="not-looked-at")  # before the start is fetched
+    with pytest.raises(UsageError, match="--train nolayer: no layer is named so"):
+        trained("classify", shop, tmp_path, train="nolayer")
+    assert trained("classify", shop, tmp_path, epochs=1)["labels"] == 3
+
+
+def test_a_photo_that_vanishes_before_anything_is_learnt(shop: Path, tmp_path: Path, monkeypatch):
+    with shop.open() as file:
+        rows: list[dict[str, object]] = list(csv.DictReader(file))
+    for row in rows:
+        name = Path(str(row["image"])).name
+        (tmp_path / name).write_bytes((shop.parent / str(row["image"])).read_bytes())
+        row["image"] = name
+    table = write_csv(tmp_path / "shop.csv", rows)
+    with monkeypatch.context() as m:
+        killed_after(0, m)
+        with pytest.raises(Killed):
+            trained("classify", table, tmp_path, epochs=1)
+    assert (tmp_path / "work" / "before.npz").is_file()
+    (tmp_path / "0.jpg").unlink()
+    assert trained("classify", table, tmp_path, epochs=1)["photos"] == len(rows) - 1
+
+
+def test_weights_that_are_spoilt_end_the_run(shop: Path, tmp_path: Path, monkeypatch):
+    real = loop.Recipe.training_step
+
+    def spoilt(self: loop.Recipe, rows: torch.Tensor, at: int) -> torch.Tensor:
+        return real(self, rows, at) * float("nan")
+
+    monkeypatch.setattr(loop.Recipe, "training_step", spoilt)
+    with pytest.raises(InputError, match=r"epoch 1: \w+ loss is nan, the weights are spoilt; begin .* lower --rate"):
+        trained("classify", shop, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_none_of_which_can_be_read(shop: Path, tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"no photo")
+    table = write_csv(tmp_path / "b.csv", [{"id": n, "image": "a.jpg", "category": "a"} for n in range(5)])
+    with pytest.raises(InputError, match="none of its 5 photos can be read"):
+        packed(table, tmp_path / "work")
+
+
+def test_distances_where_there_are_no_pairs_of_one_label(tmp_path: Path):
+    none, some = np.zeros(0), np.array([0.5, 1.0])
+    plots.distances([none, none], [some, some], tmp_path / "d.png")  # a warning would be an error
+    assert (tmp_path / "d.png").stat().st_size > 0

@@ -652,7 +652,6 @@ def train_adapt(
     """Fine-tune the built-in model on your own catalogue; the old one stays where the new one is not better."""
     from lookalike.encoders import load
     from lookalike.encoders.onnx import OnnxEncoder
-    from lookalike.sources import open_source
 
     try:
         from lookalike.training import adapt
@@ -661,7 +660,7 @@ def train_adapt(
     base = load(encoder)
     if not isinstance(base, OnnxEncoder):
         raise UsageError(f"--encoder {encoder}: only builtin and exported directories can be adapted")
-    opened = open_source(source, _roles(map_ or []))
+    opened = _local(source, _roles(map_ or []))
     options = adapt.Options(epochs=epochs)
     votes = _votes(catalog) if feedback else []
     say = lambda line: typer.echo(line, err=True)  # noqa: E731
@@ -682,18 +681,32 @@ def train_adapt(
         typer.echo("not clearly better: nothing was written, keep the model that you have")
 
 
+def _local(source: str | Path, roles: dict[str, str]) -> Source:
+    """A source whose photos lie here. Raises InputError where they are addresses."""
+    from lookalike.sources import open_source
+
+    try:
+        return open_source(source, roles)
+    except InputError as error:
+        if "add --download" not in str(error):
+            raise
+        said = str(error).partition(" Nothing is fetched")[0]
+        raise InputError(
+            f"{said} But training and measuring read photos that lie here: save them as files, and name those in the table"
+        ) from None
+
+
 def _recipe(name: str, kind: type[Options]) -> None:
     """A command of ``train`` whose options are the fields of ``kind``."""
     import inspect
     from dataclasses import fields
 
     def command(**given: Any) -> None:
-        from lookalike.sources import open_source
         from lookalike.training.options import checked
 
         source, out, work, map_, as_json = (given.pop(n) for n in ("source", "out", "work", "map_", "as_json"))
         options, roles = checked(kind(**given)), _roles(map_ or [])
-        _trained(name, open_source(source, roles), out, work, options, roles, as_json)
+        _trained(name, _local(source, roles), out, work, options, roles, as_json)
 
     hints = get_type_hints(_common, include_extras=True)
     parameters = {n: p.replace(annotation=hints[n]) for n, p in inspect.signature(_common).parameters.items()}
@@ -765,11 +778,10 @@ def train_again(
     as_json: Json = False,
 ) -> None:
     """Run a recipe again, from the config.json that every run saves."""
-    from lookalike.sources import open_source
     from lookalike.training.options import from_json
 
     name, place, roles, options = from_json(config)
-    _trained(name, open_source(source or place, roles), out, work, options, roles, as_json)
+    _trained(name, _local(source or place, roles), out, work, options, roles, as_json)
 
 
 for _name, _kind in RECIPES.items():
@@ -797,15 +809,13 @@ def train_ensemble(
     as_json: Json = False,
 ) -> None:
     """Fit several photo encoders as one to your own catalogue, measured beside its members on products held out."""
-    from lookalike.sources import open_source
-
     try:
         import sklearn  # noqa: F401 (what is missing is said before anything is read)
 
         from lookalike.training import ensemble
     except ImportError as error:
         raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
-    opened = open_source(source, _roles(map_ or []))
+    opened = _local(source, _roles(map_ or []))
     say = lambda line: typer.echo(line, err=True)  # noqa: E731
     with _going_on():
         found, made = ensemble.main(opened, encoder, _listed(label) or ["category"], out, work, how, seed, say)
@@ -979,9 +989,7 @@ def evaluate_compare(
         known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.photo_vectors[rows])
         what = f" of {catalog.resolve().name}"
     else:
-        from lookalike.sources import open_source
-
-        source = open_source(data, _roles(map_ or []))
+        source = _local(data, _roles(map_ or []))
         source.products = [source.products[n] for n in some([p.id for p in source.products])]
         shelf, unread = protocol.of_source(source, _listed(label))
         for line in unread[:20]:

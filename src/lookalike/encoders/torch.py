@@ -7,10 +7,12 @@ directory that holds one. Weights are safetensors only: other formats can run co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,6 +256,18 @@ def extra(module: str) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """Without a library's warnings in its log, but with its bars."""
+    log = logging.getLogger(library)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 class Place:
     """Where a model's files lie: a directory, or a repository on the hub (``hf-hub:owner/name[@revision]``).
 
@@ -287,7 +301,8 @@ class Place:
         reason: Exception = LookupError()
         for file in files:
             try:
-                found = Path(hub.hf_hub_download(self.repository, file, revision=self.revision or None))
+                with _quiet("huggingface_hub"):  # it tells each of its tries
+                    found = Path(hub.hf_hub_download(self.repository, file, revision=self.revision or None))
             except Exception as error:  # its own errors, those of its HTTP client, the disk's
                 reason = error
                 continue

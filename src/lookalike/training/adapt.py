@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -516,6 +517,9 @@ def check_folders(out: Path, work: Path, made: Path) -> None:
     try:
         work.mkdir(parents=True, exist_ok=True)
         out.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (work, out if out.is_dir() else out.parent):
+            with tempfile.TemporaryDirectory(dir=folder):
+                pass
     except OSError as error:
         raise InputError(
             f"{error.filename}: cannot be made ({error.strerror}); give another --work or --out"

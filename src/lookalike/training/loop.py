@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lookalike.encoders.torch import Backbone, PhotoNet
-from lookalike.errors import UsageError
+from lookalike.errors import InputError, UsageError
 from lookalike.training import checkpoint
 from lookalike.training.augment import POLICIES, augment
 from lookalike.training.builtin import fast_bfloat16
@@ -190,6 +190,12 @@ class Recipe(L.LightningModule):
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
         line["seconds"] = round(self.seconds, 1)
+        for name in ("training_loss", self.monitor):
+            if not math.isfinite(line.get(name, 0.0)):
+                raise InputError(
+                    f"epoch {self.current_epoch + 1}: {name.replace('_', ' ')} is {line[name]}, the weights are spoilt; begin "
+                    "again with a lower --rate (or --precision 32-true) and another --work"
+                )
         self.history.append(line)
         for name, value in line.items():
             self.logger.log_metrics({name: value}, step=self.current_epoch + 1)  # type: ignore[union-attr]

@@ -16,8 +16,10 @@ LOSSES = ("triplet", "multi-similarity", "proxy-anchor", "contrastive", "supcon"
 POLICIES = ("none", "light", "standard", "strong")
 
 
-def _opt(default: Any, text: str, among: tuple[str, ...] = (), least: float | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "among": among, "least": least})
+def _opt(
+    default: Any, text: str, among: tuple[str, ...] = (), least: float | None = None, most: float | None = None
+) -> Any:
+    return field(default=default, metadata={"help": text, "among": among, "least": least, "most": most})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,8 @@ class Options:
     size: str = _opt("", "HEIGHTxWIDTH of the photos; by default that of --start.")
     epochs: int = _opt(10, "Times through the training photos.", least=1)
     batch: int = _opt(16, "Photos of a step, on each device.", least=2)
-    rate: float = _opt(1e-3, "Learning rate.", least=0)
-    decay: float = _opt(0.0, "Weight decay (decoupled, AdamW, where not 0).", least=0)
+    rate: float = _opt(1e-3, "Learning rate.", least=0, most=10)
+    decay: float = _opt(0.0, "Weight decay (decoupled, AdamW, where not 0).", least=0, most=10)
     schedule: str = _opt("constant", "Learning rate over the epochs.", ("constant", "cosine"))
     train: str = _opt(
         "last", "What of --start learns: head, last (its last stage), all, or beginnings of layers' names."
@@ -44,14 +46,14 @@ class Options:
     checkpoint_steps: int = _opt(100, "Steps between two checkpoints; there is one after each epoch besides.", least=1)
     precision: str = _opt("auto", "Arithmetic.", ("auto", "32-true", "bf16-mixed", "16-mixed"))
     devices: int = _opt(1, "How many accelerators, or CPU processes.", least=1)
-    seed: int = _opt(1, "Of everything that is drawn.", least=0)
+    seed: int = _opt(1, "Of everything that is drawn.", least=0, most=2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classify(Options):
     """Transfer learning with a new head."""
 
-    smoothing: float = _opt(0.0, "Label smoothing.", least=0)
+    smoothing: float = _opt(0.0, "Label smoothing.", least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,9 @@ class Siamese(Options):
     """Two photos through one net: near for a pair of one label, far for others."""
 
     start: str = _opt("vgg16", Options.__dataclass_fields__["start"].metadata["help"])
-    rate: float = _opt(1e-4, "Learning rate.", least=0)
+    rate: float = _opt(1e-4, "Learning rate.", least=0, most=10)
     dim: int = _opt(128, "Dimensions of the embedding.", least=2)
-    margin: float = _opt(1.0, "Distance (0 to 2) that photos of different labels are pushed apart to.", least=0)
+    margin: float = _opt(1.0, "Distance (0 to 2) that photos of different labels are pushed apart to.", least=0, most=2)
     negatives: int = _opt(1, "Negative pairs for each positive one.", least=1)
     mine: bool = _opt(False, "Take the nearest photo of another label in the batch as each anchor's negative, too.")
 
@@ -79,8 +81,8 @@ class Siamese(Options):
 class Metric(Options):
     """Deep metric learning on batches of P labels with K photos each."""
 
-    rate: float = _opt(1e-4, "Learning rate.", least=0)
-    decay: float = _opt(1e-4, "Weight decay (decoupled, AdamW, where not 0).", least=0)
+    rate: float = _opt(1e-4, "Learning rate.", least=0, most=10)
+    decay: float = _opt(1e-4, "Weight decay (decoupled, AdamW, where not 0).", least=0, most=10)
     batch: int = _opt(64, "Photos of a step: P labels times K photos.", least=4)
     k: int = _opt(4, "Photos of each label in a batch.", least=2)
     loss: str = _opt("multi-similarity", "Loss of pytorch-metric-learning.", LOSSES)
@@ -94,8 +96,8 @@ class Contrast(Options):
     """Photos and their words in one space: CLIP fine-tuning."""
 
     start: str = _opt("clip-vit-b-32", "An open_clip model: name, hub id, NAME@FILE or a directory.")
-    rate: float = _opt(1e-5, "Learning rate.", least=0)
-    decay: float = _opt(0.1, "Weight decay (decoupled, AdamW, where not 0).", least=0)
+    rate: float = _opt(1e-5, "Learning rate.", least=0, most=10)
+    decay: float = _opt(0.1, "Weight decay (decoupled, AdamW, where not 0).", least=0, most=10)
     schedule: str = _opt("cosine", "Learning rate over the epochs.", ("constant", "cosine"))
     train: str = _opt("all", "What of --start learns: all, or the beginnings of its parameters' names, with commas.")
     augment: str = _opt("light", "Augmentation policy; see docs/training.md.", POLICIES)
@@ -103,7 +105,7 @@ class Contrast(Options):
     chunk: int = _opt(0, "Photos at a time in memory (gradient caching); 0 for the whole batch.", least=0)
     loss: str = _opt("infonce", "Loss.", ("infonce", "siglip"))
     template: str = _opt("", "Texts of attributes, like '{gender} {baseColour} {articleType}', beside titles.")
-    template_share: float = _opt(0.3, "How often a text is of the template rather than the title.", least=0)
+    template_share: float = _opt(0.3, "How often a text is of the template rather than the title.", least=0, most=1)
     interpolate: str = _opt("auto", "Share of the new weights (0-1) against forgetting; auto chooses on validation.")
     least: int = _opt(1, "Photos under which a label is rare.", least=1)
     rare: str = _opt("merge", "Rare labels: leave them out, or merge them into one, 'other'.", ("leave", "merge"))
@@ -119,12 +121,14 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 def checked(options: O) -> O:
     """``options`` themselves. Raises UsageError naming the one that is out of its range."""
     for f in fields(options):
-        value, among, least = getattr(options, f.name), f.metadata["among"], f.metadata["least"]
+        value, (among, least, most) = getattr(options, f.name), (f.metadata[m] for m in ("among", "least", "most"))
         flag = f"--{f.name.replace('_', '-')} {value}"
         if among and value not in among:
             raise UsageError(f"{flag}: choose one of {', '.join(among)}")
         if least is not None and not value >= least:
             raise UsageError(f"{flag}: at least {least:g} is wanted")
+        if most is not None and value > most:
+            raise UsageError(f"{flag}: at most {most:.10g} is wanted")
     if options.validation >= 0.9:
         raise UsageError(f"--validation {options.validation}: a share below 0.9 is wanted")
     if options.size:

@@ -72,20 +72,17 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         InputError: no such label, too few photos of too few labels, or too little room.
         UsageError: ``--label`` is wanted.
     """
-    columns = _label_columns(source, options)
-    products, away = _taking_part(source, options)
+    columns, products, away = check(source, options)
     named = [(p, str(photo)) for p in products for photo in p.photos]
-    if not named:
-        raise InputError(
-            f"{source.key}: nothing is left to learn from once test products and --hold-out are taken away"
-        )
     pixels, notes = _packed([name for _, name in named], preprocess, work, log)
     kept = [n for n, note in enumerate(notes) if "error" not in note]
-    lost = [f"{note['photo']}: {note['error']}" for note in notes if "error" in note]
+    lost = [note["error"] for note in notes if "error" in note]  # each names its photo
     for line in lost[:5]:
         log(f"left out: {line}")
     if lost[5:]:
         log(f"left out: {len(lost) - 5} more, see {work / 'photos.jsonl'}")
+    if not kept:
+        raise InputError(f"{source.key}: none of its {len(notes)} photos can be read; see {work / 'photos.jsonl'}")
     known = _digests(away)
     twins = {n for n in kept if notes[n]["digest"] in known}
     measured = {notes[n]["digest"] for n in kept if _own_split(named[n][0]) == "validation"}
@@ -94,7 +91,7 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         log(f"left out: {len(twins)} photos that are byte for byte those of products that are held out")
     kept = [n for n in kept if n not in twins]
     if isinstance(options, Contrast):
-        told = [n for n in kept if named[n][0].title.strip() or filled(options.template, named[n][0].attributes)]
+        told = [n for n in kept if _title(named[n][0]) or filled(options.template, named[n][0].attributes)]
         if 0 < len(told) < len(kept):
             log(f"left out: {len(kept) - len(told)} photos without words")
             kept = told
@@ -113,9 +110,10 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
     index = {name: n for n, name in enumerate(names)}
     rows = [n for n, name in enumerate(of) if name in index]
     if len(names) < 2 and columns:
+        largest = ", ".join(f"{name} {count}" for name, count in counts.most_common(3)) or "none has a value"
         raise InputError(
-            f"{source.key}: {len(names)} labels of {options.label or columns[0]} have at least {options.least} photos "
-            f"(the largest: {counts.most_common(3)}); give a lower --least, or another --label"
+            f"{source.key}: at least two labels with {options.least} photos are wanted, {options.label or columns[0]} has "
+            f"{len(names)} (photos of the largest: {largest}); give a lower --least, or another --label"
         )
     taken = [kept[n] for n in rows]
     labels = np.array([index[of[n]] for n in rows], np.int64)
@@ -123,14 +121,12 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
     own = [_own_split(named[n][0]) for n in taken]
     # Where a label is a product, whole labels are held out: unseen items are what is asked for then.
     by_item = "id" in columns
-    if by_item and isinstance(options, Classify):
-        raise UsageError("--label id: classify learns labels that several products share; train metric learns items")
     validation = split(ids, digests, labels * (not by_item), options.validation)
     if "validation" in own:
         validation = np.array([s == "validation" for s in own])
     if not validation.any() or validation.all():
         raise InputError(f"{source.key}: {len(rows)} photos cannot be split into training and validation; add products")
-    titles, attributes = [named[n][0].title.strip() for n in taken], [dict(named[n][0].attributes) for n in taken]
+    titles, attributes = [_title(named[n][0]) for n in taken], [dict(named[n][0].attributes) for n in taken]
     said = [titles, attributes] if isinstance(options, Contrast) else []  # words are what it learns from
     everything = json.dumps(
         [ids, digests, labels.tolist(), names, validation.tolist(), preprocess.size, preprocess.fit, said], default=str
@@ -150,6 +146,21 @@ def pack(source: Source, preprocess: Preprocess, work: Path, options: Options, l
         rare=dict(sorted(rare.items(), key=lambda item: -item[1])),
         digest=hashlib.sha256(everything.encode()).hexdigest(),
     )
+
+
+def check(source: Source, options: Options) -> tuple[list[str], list[Product], list[Product]]:
+    """The columns that are the label, the products that take part, and those held out: what is told before a photo is read.
+
+    Raises as ``pack``.
+    """
+    columns, (products, away) = _label_columns(source, options), _taking_part(source, options)
+    if not any(p.photos for p in products):
+        raise InputError(
+            f"{source.key}: nothing is left to learn from once test products and --hold-out are taken away"
+        )
+    if "id" in columns and isinstance(options, Classify):
+        raise UsageError("--label id: classify learns labels that several products share; train metric learns items")
+    return columns, products, away
 
 
 def split(
@@ -183,9 +194,10 @@ def _label_columns(source: Source, options: Options) -> list[str]:
         if not role and isinstance(options, Contrast):
             return []  # words are what it learns from
         if not role:
-            raise UsageError(
-                f"{source.key}: which column is to be learnt? Give --label, one of: {', '.join(known) or 'id'}"
-            )
+            known += [] if isinstance(options, Classify) else ["id"]
+            if not known:
+                raise InputError(f"{source.key}: has no columns to learn from; give a table that has one")
+            raise UsageError(f"{source.key}: which column is to be learnt? Give --label, one of: {', '.join(known)}")
         return [role]
     columns = [source.roles.get(name.strip(), name.strip()) for name in options.label.split(",")]
     for name in columns:
@@ -207,6 +219,12 @@ def filled(template: str, row: Mapping[str, Any]) -> str:
     values = {name: str(row.get(name) or "") for name in re.findall(r"\{(.*?)\}", template)}
     text = re.sub(r"\{(.*?)\}", lambda m: values[m[1]], template) if any(values.values()) else ""
     return " ".join(text.split())
+
+
+def _title(product: Product) -> str:
+    """Its title where that has words: a folder's products are often named by numbers alone."""
+    title = product.title.strip()
+    return title if any(c.isalpha() for c in title) else ""
 
 
 def _own_split(product: Product) -> str:

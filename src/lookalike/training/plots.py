@@ -76,8 +76,9 @@ def distances(same: NDArray[Any], other: NDArray[Any], file: Path) -> None:
     """How far apart held-out pairs of one label lie (before, after), and pairs of two: two rows of two histograms."""
     figure, axes = plt.subplots(1, len(same), figsize=(4.6 * len(same), 3.4), sharey=True, squeeze=False)
     for axis, near, far, title in zip(axes[0], same, other, ("before", "after"), strict=False):
-        axis.hist(near, 40, (0, 2), density=True, alpha=0.6, color=_INK["validation"], label="one label")
-        axis.hist(far, 40, (0, 2), density=True, alpha=0.6, color=_INK["training"], label="two labels")
+        for pairs, ink, what in ((near, "validation", "one label"), (far, "training", "two labels")):
+            some = len(pairs) > 0  # numpy warns of a density of nothing
+            axis.hist(pairs, 40, (0, 2), density=some, alpha=0.6, color=_INK[ink], label=what)
         axis.set_title(title)
         axis.set_xlabel("distance of held-out pairs")
     axes[0][0].legend(frameon=False)

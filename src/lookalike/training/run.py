@@ -27,7 +27,7 @@ from lookalike.training.contrast import ContrastRecipe, found_in, texts_of
 from lookalike.training.export import write_encoder
 from lookalike.training.loop import Log, Recipe
 from lookalike.training.options import Classify, Contrast, Metric, Options, Siamese, size_of, to_json
-from lookalike.training.photos import Photos, pack
+from lookalike.training.photos import Photos, check, pack
 from lookalike.training.recipes import ClassifyRecipe, MetricRecipe, SiameseRecipe
 
 MEASURED = 2000
@@ -59,7 +59,9 @@ def main(
 def _run(
     recipe: str, source: Source, out: Path, work: Path, options: Options, roles: Mapping[str, str], log: Log
 ) -> dict[str, Any]:
-    _same_run(work, to_json(recipe, source.key, dict(roles), options))
+    config = to_json(recipe, source.key, dict(roles), options)
+    _same_run(work, config)
+    check(source, options)  # before anything is downloaded
     torch.manual_seed(options.seed)
     size = size_of(options.size) if options.size else None
     backbone = (
@@ -78,6 +80,7 @@ def _run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = PhotoNet(backbone.net, backbone.preprocess)  # without what a recipe puts behind it
     made = recipe_of(photos, backbone, options)
+    (work / "config.json").write_text(config, "utf-8")  # from here on it is this run's: what was asked can be done
     before = _before(made, start, work, device, log)
     learning = sum(p.numel() for p in made.parameters() if p.requires_grad)
     if not learning:
@@ -228,7 +231,6 @@ def _same_run(work: Path, config: str) -> None:
     file = work / "config.json"
     if file.is_file() and file.read_text("utf-8") != config:
         raise InputError(f"{work}: holds a run of another source or other options; remove it, or give another --work")
-    file.write_text(config, "utf-8")
 
 
 def _same_data(work: Path, photos: Photos, backbone: Backbone) -> None:
@@ -238,5 +240,5 @@ def _same_data(work: Path, photos: Photos, backbone: Backbone) -> None:
             raise InputError(
                 f"{work}: the photos, their labels or the start's weights have changed since; give another --work"
             )
-        (work / "before.npz").unlink(missing_ok=True)  # of the photos as they were
+        (work / "before.npz").unlink(missing_ok=True)  # nothing is learnt yet: the start is measured anew
     file.write_text(now, "utf-8")
