@@ -765,7 +765,8 @@ def _trained(
         cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][figure])]
         typer.echo(f"  {figure}: {' → '.join(cells)}")
     better = "better than the start" if found["better"] else "NOT clearly better than the start"
-    typer.echo(f"{better}; {found['seconds']:.0f} s of training; report: {work / 'report.html'}")
+    gain = "mean gain {mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**found["gain"])
+    typer.echo(f"{gain}: {better}; {found['seconds']:.0f} s of training; report: {work / 'report.html'}")
     typer.echo(f"written to {out}; use it: lookalike index SOURCE --encoder {out} --catalog NEW")
 
 

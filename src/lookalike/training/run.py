@@ -40,8 +40,8 @@ def main(
     """Train; a second call with the same ``work`` goes on where the first was.
 
     Returns:
-        ``{"recipe", "photos", "held_out", "labels", "rare", "before", "after", "history", "kept_epoch", "seconds",
-        "better"}``; figures as ``{"mean", "low", "high"}``. ``out`` has the encoder, ``work`` the rest.
+        ``{"recipe", "photos", "held_out", "labels", "rare", "before", "after", "gains", "gain", "history",
+        "kept_epoch", "seconds", "better"}``; figures as ``{"mean", "low", "high"}``. ``out`` is the encoder, ``work`` the rest.
 
     Raises:
         InputError: too little data, no such start, ``out`` in use, or ``work`` holds another run.
@@ -169,6 +169,7 @@ def report_of(
         "label": photos.label, "labels": len(photos.names), "rare": photos.rare,
         "before": {name: summary(v) for name, v in before.items()},
         "after": {name: summary(v) for name, v in after.items()},
+        "gains": {name: summary(after[name] - before[name]) for name in before},
         "gain": summary(gain), "better": metrics.interval(gain)[0] > 0,
         "kept_epoch": kept + 1, "seconds": made.history[-1]["seconds"], "history": made.history,
     }  # fmt: skip
@@ -212,7 +213,7 @@ def _pairs(photos: Photos, both: list[NDArray[np.float32]], seed: int) -> tuple[
 def _shown(found: dict[str, Any], work: Path) -> None:
     """``report.json`` and the page."""
     (work / "report.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    rows = {"before": found["before"], "after": found["after"], "gain": {"mean": found["gain"]}}
+    rows = {"before": found["before"], "after": found["after"], "gain": {**found["gains"], "mean": found["gain"]}}
     pictures = {
         "Curves": "curves.png", "Old and new weights": "interpolation.png", "Labels": "classes.png",
         "Distances": "distances.png", "Augmentation": "augmentation.png",
