@@ -683,14 +683,17 @@ def test_every_hyper_parameter_has_a_help_and_a_flag(kind: type[Options]):
     checked(kind())
 
 
-def test_train_and_again_from_the_command_line(shop: Path, tmp_path: Path):
+def test_train_and_again_from_the_command_line(shop: Path, tmp_path: Path, monkeypatch):
     runner = CliRunner()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ids.txt").write_text("p3\n")
     words = ["train", "scratch", str(shop), "--out", str(tmp_path / "a"), "--work", str(tmp_path / "wa"), "--size", "32x32",
-             "--least", "4", "--epochs", "1", "--json"]  # fmt: skip
+             "--least", "4", "--epochs", "1", "--hold-out", "ids.txt", "--json"]  # fmt: skip
     first = runner.invoke(app, words, catch_exceptions=False)
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
     assert found["labels"] == 3
+    monkeypatch.chdir(shop.parent)
     words = ["train", "again", str(tmp_path / "wa" / "config.json"), "--out", str(tmp_path / "b"), "--work",
              str(tmp_path / "wb"), "--json"]  # fmt: skip
     second = json.loads(runner.invoke(app, words, catch_exceptions=False).stdout)

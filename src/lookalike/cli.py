@@ -705,6 +705,9 @@ def _recipe(name: str, kind: type[Options]) -> None:
         from lookalike.training.options import checked
 
         source, out, work, map_, as_json = (given.pop(n) for n in ("source", "out", "work", "map_", "as_json"))
+        for file in ("start", "hold_out"):  # config.json must hold in any working directory
+            if given[file] and Path(given[file]).exists():
+                given[file] = str(Path(given[file]).resolve())
         options, roles = checked(kind(**given)), _roles(map_ or [])
         _trained(name, _local(source, roles), out, work, options, roles, as_json)
 
