@@ -931,6 +931,7 @@ def test_a_source_is_indexed_in_the_background_with_progress(
         go.set()
         wait_for(lambda: not client.get("/api/indexing").json()["running"])
         assert client.get("/api/indexing").json()["report"]["added"] == 24
+        assert client.get("/api/status").json()["photos"] == 24  # at once: nobody has to wait for the next look
         wait_for(lambda: client.get("/api/status").json()["products"] == 24)
         draw(folder / "men" / "bag" / "new.jpg", "green", "bag", 9)
         assert client.post("/api/index").status_code == 202

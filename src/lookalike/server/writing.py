@@ -213,6 +213,7 @@ class Sync:
                     made = self.catalog.web(fetched.allow_hosts, fetched.cache, self._downloading)
                     fetching = stack.enter_context(contextlib.closing(made))
                 report = self.catalog.index(self.source, progress=self._progress, download=fetching)
+            self.catalog.snapshot()  # whoever learns that it is done finds what it did
             self.report = report
             counts = " ".join(f"{name}={value}" for name, value in report.to_json().items())
             log.info("indexed: %s", counts)
