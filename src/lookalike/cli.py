@@ -663,22 +663,31 @@ def train_adapt(
     opened = _local(source, _roles(map_ or []))
     options = adapt.Options(epochs=epochs)
     votes = _votes(catalog) if feedback else []
-    say = lambda line: typer.echo(line, err=True)  # noqa: E731
     with _going_on():
-        found = adapt.main(opened, base.directory, out, work, options, say, votes=votes)
+        found = adapt.main(opened, base.directory, out, work, options, _note, votes=votes)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    typer.echo(f"{found['held_out']} of {found['products']} products held out; mean [95% interval], before → after")
-    for name, before in found["before"].items():
-        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][name])]
-        typer.echo(f"  {name}: {' → '.join(cells)}")
-    gain = found["gain"]
-    typer.echo(f"mean gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+    typer.echo(_before_and_after(found, "products"))
     if found["better"]:
         typer.echo(f"better: written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
     else:
         typer.echo("not clearly better: nothing was written, keep the model that you have")
+
+
+def _note(line: str) -> None:
+    """What a training tells on its way: beside the results."""
+    typer.echo(line, err=True)
+
+
+def _before_and_after(found: dict[str, Any], counted: str) -> str:
+    """The figures of a training on what was held out, and their mean gain."""
+    lines = [f"{found['held_out']} of {found[counted]} {counted} held out; mean [95% interval], before → after"]
+    for name, before in found["before"].items():
+        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][name])]
+        lines.append(f"  {name}: {' → '.join(cells)}")
+    gain = found["gain"]
+    return "\n".join([*lines, f"mean gain {gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"])
 
 
 def _local(source: str | Path, roles: dict[str, str]) -> Source:
@@ -759,17 +768,14 @@ def _trained(
     except ImportError as error:
         raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
     with _going_on():
-        found = run.main(name, source, out, work, options, roles, lambda line: typer.echo(line, err=True))
+        found = run.main(name, source, out, work, options, roles, _note)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    typer.echo(f"{found['held_out']} of {found['photos']} photos held out; mean [95% interval], before → after")
-    for figure, before in found["before"].items():
-        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in (before, found["after"][figure])]
-        typer.echo(f"  {figure}: {' → '.join(cells)}")
     better = "better than the start" if found["better"] else "NOT clearly better than the start"
-    gain = "mean gain {mean:+.3f} [{low:+.3f}, {high:+.3f}]".format(**found["gain"])
-    typer.echo(f"{gain}: {better}; {found['seconds']:.0f} s of training; report: {work / 'report.html'}")
+    typer.echo(
+        f"{_before_and_after(found, 'photos')}: {better}; {found['seconds']:.0f} s of training; report: {work / 'report.html'}"
+    )
     typer.echo(f"written to {out}; use it: lookalike index SOURCE --encoder {out} --catalog NEW")
 
 
@@ -820,9 +826,8 @@ def train_ensemble(
     except ImportError as error:
         raise UsageError(f"training wants {error.name}: pip install 'lookalike[train]'") from error
     opened = _local(source, _roles(map_ or []))
-    say = lambda line: typer.echo(line, err=True)  # noqa: E731
     with _going_on():
-        found, made = ensemble.main(opened, encoder, _listed(label) or ["category"], out, work, how, seed, say)
+        found, made = ensemble.main(opened, encoder, _listed(label) or ["category"], out, work, how, seed, _note)
     _reported({**found, "written": made} if as_json else found, report, as_json)
     if not as_json:
         typer.echo(f"written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")

@@ -102,14 +102,9 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
         case _:
             try:
                 from lookalike.encoders.torch import by_name
-
-                return by_name(name, threads)
             except ImportError as error:
                 raise UsageError(
                     f"no encoder {name!r} without torch: pip install 'lookalike[torch]'; there are builtin, fake, "
                     "colour-histogram, any directory that holds an encoder.json, and .tflite files of photo features"
                 ) from error
-            except UsageError as error:  # it may be a slip of the finger as well as a library that is missing
-                if str(error).startswith("no encoder"):
-                    raise
-                raise UsageError(f"no encoder {name!r} of lookalike's own; {error}") from error
+            return by_name(name, threads)

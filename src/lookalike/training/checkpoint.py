@@ -20,7 +20,11 @@ def save(file: Path, nets: Mapping[str, nn.Module], optimiser: torch.optim.Optim
     tensors = {f"{name}.{k}": v for name, net in nets.items() for k, v in net.state_dict().items()}
     state = optimiser.state_dict()["state"]
     tensors |= {f"optimiser.{i}.{k}": v for i, s in state.items() for k, v in s.items()}
-    part = file.with_suffix(".part")
+    _write(file, tensors, notes)
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
+    part = file.with_name(file.name + ".part")
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, notes)
     part.replace(file)
 
@@ -55,9 +59,7 @@ def save_tree(file: Path, tree: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     shape = json.dumps(_taken_apart(tree, tensors, {}))
-    part = file.with_name(file.name + ".part")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, {"tree": shape})
-    part.replace(file)
+    _write(file, tensors, {"tree": shape})
 
 
 def read_tree(file: Path, device: torch.device) -> Any:

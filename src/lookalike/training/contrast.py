@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lookalike.encoders.torch import Backbone
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation import metrics
-from lookalike.training.augment import POLICIES, augment
 from lookalike.training.builtin import contrast
 from lookalike.training.loop import Log, Recipe, encode
 from lookalike.training.options import Contrast
@@ -95,10 +94,7 @@ class ContrastRecipe(Recipe):
         o = self.options
         if not o.chunk:
             return super().training_step(rows, at)
-        generator = self.seeded(at)
-        x = self.net.scaled(
-            augment(self.photos.pixels(rows.cpu().numpy()).to(self.device), POLICIES[o.augment], generator)
-        )
+        x = self.augmented(rows, at)
         said = self.texts.of(rows, True)
         ids = self._ids(said)
         parts = [(x[n : n + o.chunk], ids[n : n + o.chunk]) for n in range(0, len(x), o.chunk)]
@@ -145,21 +141,17 @@ class ContrastRecipe(Recipe):
         last = self.weights()
         shares = SHARES if asked == "auto" else (float(asked),)
         rows = np.flatnonzero(self.photos.validation)[:2000]
+        titles = [self.texts.titles[row] for row in rows]
         tried = []
         for share in shares:
             self._mix(first, last, share)
             vectors = encode(self.net, self.photos, self.device, log, rows)
-            hits = found_in(
-                vectors, texts_of(self.backbone, [self.texts.titles[r] for r in rows]), self._titles(rows), 10
-            )
+            hits = found_in(vectors, texts_of(self.backbone, titles), titles, 10, np.arange(len(rows)))
             tried.append({"share": share, "found in 10": round(float(hits.mean()), 4)})
         best = max(t["found in 10"] for t in tried)
         kept = next(t["share"] for t in tried if t["found in 10"] >= 0.99 * best)
         self._mix(first, last, kept)
         return [{**t, "kept": float(t["share"] == kept)} for t in tried]
-
-    def _titles(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        return np.array([self.texts.titles[r].lower() for r in rows], object)
 
     def _mix(self, first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> None:
         mixed = {k: v if not v.is_floating_point() else first[k] + share * (v - first[k]) for k, v in last.items()}
@@ -205,13 +197,9 @@ def texts_of(backbone: Backbone, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def found_in(
-    vectors: NDArray[np.float32],
-    texts: NDArray[np.float32],
-    titles: NDArray[Any],
-    k: int,
-    rows: NDArray[np.int64] | None = None,
+    vectors: NDArray[np.float32], texts: NDArray[np.float32], titles: Sequence[str], k: int, rows: NDArray[np.int64]
 ) -> metrics.PerQuery:
-    """Whether a photo of that title is among the first ``k`` for it, for each of ``rows`` (all by default)."""
-    rows = np.arange(len(vectors)) if rows is None else rows
+    """Whether a photo of that title, in any case, is among the first ``k``: for each of ``rows``, whose are ``texts``."""
     order = metrics.ranked(vectors, texts, k)
-    return np.asarray((titles[order] == titles[rows][:, None]).any(1), np.float64)
+    lower = np.array([title.lower() for title in titles], object)
+    return np.asarray((lower[order] == lower[rows][:, None]).any(1), np.float64)

@@ -74,7 +74,7 @@ class Batches:
 class Recipe(L.LightningModule):
     """What recipes share: a backbone of which a part learns, augmented photos, an optimiser, a history of epochs.
 
-    A recipe adds ``loss(rows, photos)``, its batches, and ``vectors``: what is exported.
+    A recipe adds ``loss(rows, photos)``, its batches, and ``encoder``: what is exported.
     """
 
     monitor, sign = "validation_loss", -1
@@ -150,19 +150,18 @@ class Recipe(L.LightningModule):
 
     def training_step(self, rows: Tensor, at: int) -> Tensor:
         """One step on augmented photos."""
-        generator = self.seeded(at)
         rows = rows.flatten()  # pairs and longer groups come as rows of several
-        pixels = self.photos.pixels(rows.cpu().numpy()).to(self.device)
-        x = augment(pixels, POLICIES[self.options.augment], generator)
-        found = self.loss(rows, self.net.scaled(x))
+        found = self.loss(rows, self.augmented(rows, at))
         self._note("training", found, len(rows))
         return found["loss"]
 
-    def seeded(self, at: int) -> torch.Generator:
-        """Seed torch for batch ``at`` of this epoch, and give a generator for its photos."""
+    def augmented(self, rows: Tensor, at: int) -> Tensor:
+        """Normalised photos (n, 3, h, w) of batch ``at`` as the policy draws them; torch is seeded for the batch, too."""
         rng = np.random.default_rng((self.options.seed, self.current_epoch, at, self.global_rank))
         torch.manual_seed(int(rng.integers(2**31)))
-        return torch.Generator().manual_seed(int(rng.integers(2**31)))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        pixels = self.photos.pixels(rows.cpu().numpy()).to(self.device)
+        return self.net.scaled(augment(pixels, POLICIES[self.options.augment], generator))
 
     def validation_step(self, rows: Tensor, at: int) -> None:
         """The same figures on photos as they are."""

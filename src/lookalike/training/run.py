@@ -147,8 +147,7 @@ def figures(made: Recipe, vectors: dict[str, NDArray[np.float32]]) -> dict[str, 
     if len(photos.names) > 1:
         found = {f"same {photos.label} P@{k}": metrics.precision(hits, k) for k in (1, 10)}
     if isinstance(made, ContrastRecipe):
-        titles = np.array([t.lower() for t in made.texts.titles], object)
-        found["title → photo, found in 10"] = found_in(vectors["photos"], vectors["texts"], titles, 10, rows)
+        found["title → photo, found in 10"] = found_in(vectors["photos"], vectors["texts"], made.texts.titles, 10, rows)
     return found
 
 
