@@ -1,0 +1,304 @@
+"""Every index against the exact scan: the one contract suite of the kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lookalike.errors import CatalogError, UsageError
+from lookalike.indexes import base, exact
+
+pytest.importorskip("numkong", reason="pip install 'lookalike[hnsw]'")
+
+KINDS = ["exact", "int8", "lsh"]
+SMALL = {"rerank": {"least": 40, "per_hit": 4}}
+"""Far fewer rows than there are: what the index proposes decides."""
+
+
+def garments(n: int, dim: int = 64, seed: int = 0) -> NDArray[np.float32]:
+    """Unit vectors in groups around a mean, some directions wider than others, as photos' are."""
+    rng = np.random.default_rng(seed)
+    width = 2 / np.sqrt(np.arange(1, dim + 1))
+    centres = 0.5 + rng.normal(size=(max(1, n // 50), dim)) * width
+    vectors = centres[rng.integers(len(centres), size=n)] + 0.5 * rng.normal(size=(n, dim)) * width
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def queries(vectors: NDArray[np.float32], n: int = 40) -> NDArray[np.float32]:
+    rng = np.random.default_rng(9)
+    asked = vectors[rng.choice(len(vectors), n)] + 0.05 * rng.normal(size=(n, vectors.shape[1]))
+    return (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
+
+
+def built(kind: str, vectors: NDArray[np.float32], **changes: object) -> base.Index:
+    index = base.build(kind, vectors)
+    index.settings.update({"nearest": 200} if kind == "lsh" else {})
+    if kind != "exact":
+        index.settings.update(json.loads(json.dumps(SMALL | changes)))
+    return index
+
+
+def right(
+    index: base.Index, vectors: NDArray[np.float32], query: NDArray[np.float32], k: int, allowed: object = None
+) -> float:
+    """Share of the k best that is found; whatever is found must be allowed, once, rightly scored and in order."""
+    mask = None if allowed is None else np.asarray(allowed)
+    rows, scores = base.search(index, vectors, query, k, mask)
+    truth = exact.scan(vectors, query, mask)
+    best = exact.top(truth, k)
+    assert len(set(rows.tolist())) == len(rows) <= k
+    assert np.allclose(scores, truth[rows], atol=1e-6)
+    assert (np.diff(scores) <= 0).all()
+    assert all(a < b for a, b, same in zip(rows, rows[1:], np.diff(scores) == 0, strict=False) if same)
+    if not len(best):
+        assert not len(rows)
+        return 1.0
+    return float(np.count_nonzero(scores >= truth[best[-1]] - 1e-6)) / len(best)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_many_rows_the_best_are_found(kind: str):
+    vectors = garments(3000)
+    index = built(kind, vectors)
+    for k in (1, 10, 50):
+        assert np.mean([right(index, vectors, q, k) for q in queries(vectors)]) > 0.98
+    assert len(index.candidates(vectors[0], 40)) <= 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 0.95])
+@pytest.mark.parametrize("gathered", [0, 100])
+def test_what_a_filter_leaves_out_is_never_found_and_the_rest_is(kind: str, share: float, gathered: int):
+    vectors = garments(3000)
+    index = built(kind, vectors)
+    index.gathered = gathered
+    rng = np.random.default_rng(1)
+    found = [right(index, vectors, q, 10, rng.random(3000) < share) for q in queries(vectors)]
+    assert np.mean(found) > 0.98
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_filter_that_leaves_only_what_is_far_from_the_query_is_answered_in_full(kind: str):
+    vectors = garments(3000)
+    index = built(kind, vectors)
+    index.gathered = 0
+    for query in queries(vectors, 10):
+        far = np.argsort(vectors @ query)[:300]
+        mask = np.zeros(3000, np.bool_)
+        mask[far] = True
+        assert len(base.search(index, vectors, query, 10, mask)[0]) == 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_small_and_odd_sets_answer_as_the_exact_scan(kind: str, data: st.DataObject):
+    """Empty, one row, k above the rows, ties, zero vectors, masks of nothing."""
+    n = data.draw(st.integers(0, 30))
+    seed = data.draw(st.integers(0, 1000))
+    rng = np.random.default_rng(seed)
+    vectors = garments(max(1, n), 64, seed)[:n]
+    if n and data.draw(st.booleans()):  # duplicates
+        vectors = vectors[rng.integers(0, n, size=n)]
+    if n and data.draw(st.booleans()):
+        vectors[rng.integers(0, n)] = 0
+    query = data.draw(st.sampled_from(["zero", "any"]))
+    asked = np.zeros(64, np.float32) if query == "zero" else garments(1, 64, seed + 1)[0]
+    allowed = data.draw(st.none() | st.floats(0, 1))
+    mask = None if allowed is None else rng.random(n) < allowed
+    index = base.build(kind, vectors)
+    k = data.draw(st.integers(1, 40))
+    assert right(index, vectors, asked, k, mask) == 1
+    if query == "any":
+        rows, _ = base.search(index, vectors, asked, k, mask)
+        assert len(rows) == min(k, n if mask is None else int(mask.sum()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_equal_rows_than_are_scored_are_cut_in_a_fixed_order(kind: str):
+    vectors = np.repeat(garments(3, 64), 400, axis=0)
+    index = built(kind, vectors)
+    rows, _ = base.search(index, vectors, vectors[500], 10)
+    assert set(rows.tolist()) <= set(range(400, 800))
+    if kind in ("exact", "int8", "lsh"):
+        assert rows.tolist() == list(range(400, 410))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_of_two_halves_of_which_one_may_be_missing(kind: str):
+    photo, words = garments(2000, 64), garments(2000, 64, 1)
+    words[::3] = 0  # products without words
+    vectors = np.concatenate([photo, words], axis=1)
+    nothing = np.zeros((40, 64), np.float32)
+    by_photo, by_words = np.c_[queries(photo), nothing], np.c_[nothing, queries(photo)]
+    index = base.tuned(base.build(kind, vectors), vectors, np.concatenate([by_photo, by_words]))
+    for query in (by_photo, by_words, (by_photo + by_words) / 2):
+        assert np.mean([right(index, vectors, q, 10) for q in query]) > 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_carried_over_to_other_rows_it_answers_as_one_built_anew(kind: str):
+    vectors, more = garments(2000), garments(300, seed=5)
+    index = built(kind, vectors)
+    rng = np.random.default_rng(2)
+    old = np.concatenate([rng.permutation(2000)[:1500], np.full(300, -1)])
+    rng.shuffle(old)
+    now = np.empty((1800, 64), np.float32)
+    now[old >= 0] = vectors[old[old >= 0]]
+    now[old < 0] = more
+    before = base.search(index, vectors, vectors[7], 10)
+    carried, anew = index.carried(now, old), built(kind, now)
+    for query in queries(now, 30):
+        assert right(carried, now, query, 10) >= right(anew, now, query, 10) - 0.1
+    assert np.mean([right(carried, now, q, 10) for q in queries(now)]) > 0.98
+    again = carried.carried(now, np.arange(1800))
+    assert np.array_equal(base.search(again, now, now[3], 10)[0], base.search(carried, now, now[3], 10)[0])
+    empty = carried.carried(now[:0], np.empty(0, np.int64))
+    assert not len(base.search(empty, now[:0], now[0], 10)[0])
+    # What it was made from is as it was: searches may still go on in it.
+    assert np.array_equal(before[0], base.search(index, vectors, vectors[7], 10)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_mapped_it_answers_the_same(kind: str, tmp_path: Path):
+    vectors = garments(1000)
+    index = base.tuned(built(kind, vectors), vectors)
+    index.save(tmp_path)
+    loaded = base.load(kind, tmp_path, vectors)
+    assert loaded.settings == index.settings
+    assert loaded.kind == index.kind == kind
+    assert loaded.nbytes > 0
+    for query in queries(vectors, 10):
+        assert np.array_equal(base.search(loaded, vectors, query, 10)[0], base.search(index, vectors, query, 10)[0])
+    carried = loaded.carried(vectors[::-1].copy(), np.arange(1000)[::-1])
+    assert right(carried, vectors[::-1].copy(), vectors[5], 10) >= 0.9
+
+
+def test_files_of_other_rows_or_damaged_are_refused(tmp_path: Path):
+    vectors = garments(100)
+    base.build("lsh", vectors).save(tmp_path)
+    with pytest.raises(CatalogError, match=r"lsh of 100 rows, not lsh of 99.*reindex"):
+        base.load("lsh", tmp_path, vectors[:99])
+    (tmp_path / "words.npy").write_bytes(b"")
+    with pytest.raises(CatalogError, match="cannot be read"):
+        base.load("lsh", tmp_path, vectors)
+
+
+def test_unknown_kinds_and_settings_are_refused():
+    vectors = garments(10)
+    with pytest.raises(UsageError, match="exact, int8, lsh"):
+        base.build("annoy", vectors)
+    with pytest.raises(UsageError, match="bit"):
+        base.build("lsh", vectors, {"bit": 3})
+    with pytest.raises(UsageError, match="multiple of 64"):
+        base.build("lsh", vectors, {"bits": 100})
+    with pytest.raises(UsageError, match="at most 64 bits"):
+        base.build("lsh", vectors, {"bits": 128, "rotation": "itq"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_library_is_named(kind: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("numkong", "usearch", "usearch.index"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    if kind in ("exact", "lsh"):
+        assert base.build(kind, garments(10)).kind == kind
+    else:
+        with pytest.raises(UsageError, match=r"pip install 'lookalike\[hnsw\]'"):
+            base.build(kind, garments(10))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_reaches_its_end(kind: str):
+    seen: list[tuple[int, int]] = []
+    base.build(kind, garments(500), progress=lambda done, total: seen.append((done, total)))
+    assert kind == "exact" or seen[-1] == (500, 500)
+
+
+def test_codes_of_more_bits_and_of_a_learnt_rotation_estimate_better():
+    vectors = garments(3000, 128)
+    asked = queries(vectors)
+
+    def of(**changes: object) -> float:
+        index = base.build("lsh", vectors, changes)
+        index.settings.update(nearest=100, rerank={"least": 12, "per_hit": 1})
+        return float(np.mean([right(index, vectors, q, 10) for q in asked]))
+
+    assert of(bits=64) < of(bits=128) < of(bits=512)
+    assert of(bits=64, rotation="itq") > of(bits=64)
+
+
+def test_the_estimate_comes_before_the_exact_scores_and_is_better_than_the_distance():
+    vectors = garments(3000)
+    index = base.build("lsh", vectors, {"bits": 64})
+    index.settings["nearest"] = 400
+    near = far = 0
+    for query in queries(vectors):
+        best = set(exact.top(vectors @ query, 20).tolist())
+        near += len(best & set(index.candidates(query, 60).tolist()))
+        index.settings["nearest"] = 60
+        far += len(best & set(index.candidates(query, 60).tolist()))
+        index.settings["nearest"] = 400
+    assert near > 1.05 * far
+
+
+# Tuning and choosing
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "exact"])
+def test_tuned_takes_the_first_settings_that_reach_the_recall_and_says_what_they_reach(kind: str):
+    vectors = garments(3000)
+    texts = np.random.default_rng(3).normal(size=(50, 64)).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    alone = base.tuned(base.build(kind, vectors), vectors)
+    both = base.tuned(base.build(kind, vectors), vectors, texts)
+    assert alone.settings["recall"].keys() == {"k", "photos"}
+    assert alone.settings["recall"]["photos"] >= 0.99
+    assert both.settings["recall"]["texts"] >= 0.99
+    assert both.settings["rerank"]["least"] >= alone.settings["rerank"]["least"]
+    json.dumps(both.settings)
+    found = [right(both, vectors, q, 100) for q in texts]
+    assert np.mean(found) > 0.98  # of 100 as of 10
+
+
+def test_recall_counts_what_is_as_good_and_leaves_the_photo_itself_out():
+    vectors = np.repeat(garments(40, 64), 5, axis=0)
+    selves = np.arange(0, 200, 7)
+    edge = base.edges(vectors, vectors[selves], [4, 5], selves)
+    assert np.allclose(edge[:, 0], 1, atol=1e-5)  # four twins each
+    assert (edge[:, 1] < 0.99).all()
+    index = base.build("exact", vectors)
+    assert base.recall(index, vectors, vectors[selves], edge[:, 0], 4, selves) == 1
+    index.candidates = lambda query, n, allowed=None: np.arange(100)  # type: ignore[method-assign]
+    assert 0.4 < base.recall(index, vectors, vectors[selves], edge[:, 0], 4, selves) < 0.6
+
+
+def test_edges_are_the_same_in_any_blocks(monkeypatch: pytest.MonkeyPatch):
+    vectors = garments(500)
+    asked = vectors[[3, 99, 250]]
+    selves = np.array([3, 99, 250])
+    whole = base.edges(vectors, asked, [1, 10], selves)
+    monkeypatch.setattr(base, "BLOCK", 64)
+    assert np.allclose(base.edges(vectors, asked, [1, 10], selves), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "memory", "local", "kind"),
+    [
+        (0, 1 << 30, True, "exact"),
+        (100_000, 1 << 30, True, "exact"),
+        (100_001, 1 << 30, True, "lsh"),
+        (1_000_000, 4 << 30, True, "lsh"),
+        (10_000_000, 8 << 30, True, "ivf"),
+        (10_000_000, 8 << 30, False, "ivf"),
+    ],
+)
+def test_the_choice_by_size_and_memory_says_why(rows: int, memory: int, local: bool, kind: str):
+    chosen, why = base.choose(rows, 256, memory, local)
+    assert chosen == kind
+    assert f"{rows:,} vectors of 256" in why
