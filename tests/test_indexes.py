@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from lookalike.errors import CatalogError, UsageError
 from lookalike.indexes import base, exact
+from lookalike.indexes.hnsw import Hnsw
 
 pytest.importorskip("numkong", reason="pip install 'lookalike[hnsw]'")
 
-KINDS = ["exact", "int8", "lsh"]
+KINDS = ["exact", "int8", "lsh", "hnsw"]
 SMALL = {"rerank": {"least": 40, "per_hit": 4}}
 """Far fewer rows than there are: what the index proposes decides."""
 
@@ -176,8 +178,12 @@ def test_saved_and_mapped_it_answers_the_same(kind: str, tmp_path: Path):
     assert loaded.nbytes > 0
     for query in queries(vectors, 10):
         assert np.array_equal(base.search(loaded, vectors, query, 10)[0], base.search(index, vectors, query, 10)[0])
-    carried = loaded.carried(vectors[::-1].copy(), np.arange(1000)[::-1])
-    assert right(carried, vectors[::-1].copy(), vectors[5], 10) >= 0.9
+    turned, old = vectors[::-1].copy(), np.arange(1000)[::-1].copy()
+    turned[3], old[3] = garments(1, seed=8)[0], -1
+    carried = loaded.carried(turned, old)
+    assert 3 in base.search(carried, turned, turned[3], 1)[0]
+    assert right(carried, turned, vectors[5], 10) >= 0.9
+    assert right(loaded, vectors, vectors[5], 10) >= 0.9
 
 
 def test_files_of_other_rows_or_damaged_are_refused(tmp_path: Path):
@@ -245,6 +251,32 @@ def test_the_estimate_comes_before_the_exact_scores_and_is_better_than_the_dista
         far += len(best & set(index.candidates(query, 60).tolist()))
         index.settings["nearest"] = 400
     assert near > 1.05 * far
+
+
+def test_a_graph_is_made_anew_once_half_of_what_it_saw_is_gone():
+    vectors = garments(400)
+    index = base.build("hnsw", vectors)
+    assert isinstance(index, Hnsw)
+    for turn in range(1, 7):  # each time a quarter is replaced
+        old = np.arange(400)
+        old[:100] = -1
+        vectors = vectors.copy()
+        vectors[:100] = garments(100, seed=20 + turn)
+        index = index.carried(vectors, old)
+        assert sorted(index.row[index.keys].tolist()) == list(range(400))
+        assert len(index.graph) == 400
+        assert np.mean([right(index, vectors, q, 10) for q in queries(vectors, 20)]) > 0.98
+    assert len(index.row) == 500  # anew after 800, and a quarter since
+
+
+def test_searches_go_on_beside_each_other():
+    vectors = garments(2000)
+    for kind in KINDS:
+        index = built(kind, vectors)
+        asked = queries(vectors, 60)
+        alone = [base.search(index, vectors, q, 10)[0].tolist() for q in asked]
+        with ThreadPoolExecutor(16) as pool:
+            assert list(pool.map(lambda q: base.search(index, vectors, q, 10)[0].tolist(), asked)) == alone  # noqa: B023
 
 
 # Tuning and choosing

@@ -135,9 +135,9 @@ def read_settings(directory: Path, kind: str, vectors: Vectors) -> dict[str, Any
 
 
 def _class(kind: str) -> Any:
-    from lookalike.indexes import flat, lsh
+    from lookalike.indexes import flat, hnsw, lsh
 
-    known = {"exact": flat.Exact, "int8": flat.Int8, "lsh": lsh.Lsh}
+    known = {"exact": flat.Exact, "int8": flat.Int8, "lsh": lsh.Lsh, "hnsw": hnsw.Hnsw}
     if kind not in known:
         raise UsageError(f"index {kind!r}: no such kind; there are {', '.join(KINDS)}")
     return known[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,15 @@ class Int8:
     def build(cls, vectors: NDArray[np.float32], progress: Progress | None = None) -> Int8:
         """Two passes over ``vectors``: the largest number, then the codes."""
         _numkong()
-        largest = max((float(np.abs(part).max(initial=0)) for _, part in blocks(vectors)), default=0.0)
-        index = cls(np.empty(vectors.shape, np.int8), largest / 127 or 1.0, {"rerank": {"least": 100, "per_hit": 3}})
+        scale = (largest(vectors) or 1.0) / 127
+        index = cls(np.empty(vectors.shape, np.int8), scale, {"rerank": {"least": 100, "per_hit": 3}})
         index._fill(vectors, np.full(len(vectors), -1), progress)
         return index
 
     def _fill(self, vectors: Vectors, old: NDArray[np.int64], progress: Progress | None) -> None:
         for start in range(0, len(old), BLOCK):
             new = start + np.flatnonzero(old[start : start + BLOCK] < 0)
-            self.codes[new] = np.rint(vectors[new] / np.float32(self.scale)).astype(np.int8)
+            self.codes[new] = rounded(vectors[new], self.scale)
             if progress:
                 progress(min(len(old), start + BLOCK), len(old))
 
@@ -95,11 +96,10 @@ class Int8:
         self, query: NDArray[np.float32], n: int, allowed: NDArray[np.bool_] | None = None
     ) -> NDArray[np.intp]:
         """The ``n`` best by the rounded numbers of query and vectors."""
-        largest = float(np.abs(query).max(initial=0)) or 1.0
-        rounded = np.rint(query * np.float32(127 / largest)).astype(np.int8)[None]
+        code = rounded(query, (float(np.abs(query).max(initial=0)) or 1.0) / 127)[None]
         few = allowed is not None and np.count_nonzero(allowed) < GATHER_BELOW * len(self.codes)
         rows = np.flatnonzero(allowed) if few and allowed is not None else None
-        scores = self._scores(rounded, self.codes if rows is None else self.codes[rows])
+        scores = self._scores(code, self.codes if rows is None else self.codes[rows])
         if allowed is not None and rows is None:
             scores[~allowed] = -np.inf
         best = top(scores, n)
@@ -118,12 +118,12 @@ class Int8:
         parts = (vectors[fresh[start : start + BLOCK]] for start in range(0, len(fresh), BLOCK))
         if max((float(np.abs(part).max(initial=0)) for part in parts), default=0.0) > 127.5 * self.scale:
             index = Int8.build(vectors[:], progress)
-            index.settings.update(self.settings)
+            index.settings = deepcopy(self.settings)
             return index
         codes = np.empty(vectors.shape, np.int8)
         kept = old >= 0
         codes[kept] = self.codes[old[kept]]
-        index = Int8(codes, self.scale, self.settings)
+        index = Int8(codes, self.scale, deepcopy(self.settings))
         index._fill(vectors, old, progress)
         return index
 
@@ -132,6 +132,16 @@ class Int8:
         np.save(directory / "int8.npy", self.codes)
         self.settings["scale"] = self.scale
         write_settings(directory, self, len(self.codes))
+
+
+def largest(vectors: Vectors) -> float:
+    """The largest number of all vectors, without its sign."""
+    return max((float(np.abs(part).max(initial=0)) for _, part in blocks(vectors)), default=0.0)
+
+
+def rounded(vectors: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
+    """Numbers as multiples of ``scale``, −127 … 127; what is beyond is cut."""
+    return np.asarray(np.clip(np.rint(vectors / np.float32(scale)), -127, 127), np.int8)
 
 
 def _numkong() -> Any:

@@ -8,6 +8,7 @@ distance, the inner product is estimated from the same bits, the query in 4 bits
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Lsh:
         words, factors = np.zeros((len(self.words), len(old)), np.uint64), np.zeros(len(old), np.float32)
         words[:, kept] = self.words[:, old[kept]]
         factors[kept] = self.factors[old[kept]]
-        index = Lsh(words, factors, self.mean, self.planes, self.settings)
+        index = Lsh(words, factors, self.mean, self.planes, deepcopy(self.settings))
         index._fill(vectors, old, progress)
         return index
 
