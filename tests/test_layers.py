@@ -14,6 +14,7 @@ LAYERS = [
     {"types"},
     {"images", "colours", "where", "store", "indexes", "feedback", "stages"},
     {"sources", "encoders", "demo"},
+    {"segment"},
     {"snapshot"},
     {"insights"},
     {"search", "indexing", "evaluation"},

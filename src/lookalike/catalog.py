@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookalike.errors import CatalogError, InputError
+from lookalike.errors import CatalogError, InputError, UsageError
 from lookalike.types import Answer, Hit, ImageInput, Product, Quarantined, Query
 
 if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
     from lookalike.encoders import Encoder
     from lookalike.indexing import Progress, Report
+    from lookalike.segment import Stages
     from lookalike.snapshot import Snapshot
     from lookalike.sources.web import Web
 
@@ -66,13 +69,13 @@ class Catalog:
     def snapshot(self, refresh: bool = True) -> Snapshot:
         """The latest version in memory; with ``refresh=False`` the one that is there already, if any."""
         current = self._snapshot
-        if current is not None and (not refresh or self.store.stamp() == current.stamp):
+        if current is not None and (not refresh or self._is_latest(current)):
             return current
         from lookalike.snapshot import Snapshot
 
         with self._loading:
-            if self._snapshot is None or self._snapshot.stamp != self.store.stamp():
-                fresh = Snapshot(self.store)
+            if self._snapshot is None or not self._is_latest(self._snapshot):
+                fresh = Snapshot(self.store, self._snapshot)
                 made_by = fresh.manifest.encoder_id if fresh.manifest else None
                 if made_by and self._encoder is not None and self._encoder.id != made_by:
                     self._encoder = None  # another catalog was put in the place of the one that was opened
@@ -80,6 +83,17 @@ class Catalog:
                         self._wanted = fresh.manifest.encoder if fresh.manifest else self._wanted
                 self._snapshot = fresh
             return self._snapshot
+
+    def _is_latest(self, snapshot: Snapshot) -> bool:
+        from lookalike import segment
+
+        return self.store.stamp() == snapshot.stamp and segment.latest(self.store.cache) == snapshot.generation
+
+    def whole(self) -> Snapshot:
+        """The latest version read anew, all of it into memory, its products in order of id and nothing else: to evaluate it."""
+        from lookalike.snapshot import Snapshot
+
+        return Snapshot(self.store, whole=True)
 
     # Searching
 
@@ -159,7 +173,7 @@ class Catalog:
 
     def index(
         self, source: Any, *, roles: Mapping[str, str] | None = None, product_from: str = "photo", prune: bool = False,
-        drawn: bool = False, progress: Progress | None = None, download: bool | Web = False,
+        drawn: bool = False, progress: Progress | None = None, download: bool | Web = False, stages: Stages | None = None,
     ) -> Report:  # fmt: skip
         """Bring the catalog in step with a source: a path, a DataFrame, an iterable of ``Product``, or an opened source.
 
@@ -171,6 +185,7 @@ class Catalog:
             drawn: mark the catalog as drawings rather than photos.
             progress: called with photos done and photos in all.
             download: fetch what is given by its address; a ``Web`` (see ``web``) says more about how.
+            stages: as ``progress`` of ``reindex``, which follows where the index of a large catalog fell behind.
 
         Raises:
             InputError: the source cannot be used, or contradicts the catalog; nothing was changed.
@@ -185,6 +200,8 @@ class Catalog:
         report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
         if prune and web is not None and web.cache == self._downloads:
             web.clean(keep=(images.split(p)[0] for p in self.store.rows(["lk_path"])["lk_path"].to_pylist()))
+        if self.behind():
+            self.reindex(progress=stages)
         return report
 
     @property
@@ -244,6 +261,39 @@ class Catalog:
         with self.store.writing("compact"):
             self.store.compact(force=True)
 
+    def reindex(self, kind: str = "", progress: Stages | None = None) -> dict[str, Any]:
+        """Make the index anew, beside the one that answers meanwhile; see ``segment.make``.
+
+        Args:
+            kind: ``auto`` (by size and memory), ``exact``, ``int8``, ``lsh``, ``hnsw`` or ``ivf``; by default as it was asked
+                for last, else ``auto``.
+            progress: called with the name of a stage, and how much of it is done and is to do.
+
+        Raises:
+            UsageError: no such kind, or what it needs is not installed.
+            CatalogLocked: another process is at it.
+            CatalogError: the catalog cannot be read, or the files cannot be written.
+        """
+        from lookalike import segment
+        from lookalike.indexes.base import KINDS
+
+        self._existing()
+        if kind not in ("", "auto", *KINDS):
+            raise UsageError(f"index {kind!r}: no such kind; there are auto, {', '.join(KINDS)}")
+        texts = self.encoder.encode_texts if self.encoder.reads_text else None
+        wanted = kind or os.environ.get("LOOKALIKE_INDEX", "")
+        return segment.make(self.store, wanted, memory(), texts, progress)
+
+    def behind(self) -> bool:
+        """Whether the index should be made anew: none for a large catalog, or much has changed since it was."""
+        from lookalike import segment
+
+        if not self.store.exists:
+            return False
+        if segment.latest(self.store.cache) is None and not os.environ.get("LOOKALIKE_INDEX"):
+            return int(self.store.dataset().count_rows()) >= segment.SAVED_FROM
+        return self.snapshot().base.directory is None or self.snapshot().outgrown
+
     # Reporting
 
     def status(self, refresh: bool = True) -> dict[str, Any]:
@@ -263,17 +313,31 @@ class Catalog:
         return {
             "catalog": str(self.store.directory),
             "products": len(snapshot),
-            "photos": len(snapshot.photos),
+            "photos": snapshot.photo_count,
             "quarantined": len(self.store.quarantine()),
             "catalog_version": snapshot.version,
             "drawn": bool(manifest and manifest.drawn),
             "colours": snapshot.has_colours,
             "encoder": made_by,
+            "index": self._index(snapshot),
             "columns": [
                 {"name": c, "kind": kinds.get(c, "text"), "role": roles.get(c)}
                 for c in snapshot.attributes.column_names
             ],
         }
+
+    def _index(self, snapshot: Snapshot) -> dict[str, Any]:
+        """What ``status`` says of the index: its kind, how it was chosen, what it finds, and what it does not hold yet."""
+        base = snapshot.base
+        told = {
+            "kind": base.index.kind if base.index is not None else "exact",
+            "why": base.made.get("why", "a catalog of this size is scanned whole"),
+            "photos": len(base),
+            "newer": 0 if snapshot.delta is None else len(snapshot.delta),
+            "version": base.version,
+        }
+        settings = base.made.get("settings", {})
+        return {**told, "settings": settings} if settings else told
 
     def quarantine(self) -> list[Quarantined]:
         """What could not be used in the last run over each source, with the reason."""
@@ -342,6 +406,25 @@ class Catalog:
     def _existing(self) -> None:
         if not self.store.exists:
             raise CatalogError(f"{self.store.directory}: no catalog there; make one: lookalike index SOURCE")
+
+
+def memory() -> int:
+    """Bytes that searching may use: ``LOOKALIKE_MEMORY`` (``4GB``, ``512 MB``, bytes), else half of what the machine has.
+
+    Raises:
+        UsageError: the variable is no size.
+    """
+    said = os.environ.get("LOOKALIKE_MEMORY", "").strip()
+    if said:
+        found = re.fullmatch(r"([\d.]+)\s*([kmgt]?)i?b?", said.casefold())
+        try:
+            return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")) if found else int(said)
+        except ValueError:
+            raise UsageError(f"LOOKALIKE_MEMORY is {said!r}; write a size, such as 4GB") from None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):  # Windows does not tell
+        return 4 * 1000**3
 
 
 def _several(value: str | Sequence[str]) -> Sequence[str]:

@@ -189,7 +189,9 @@ def index(
     for one in sources:
         try:
             with _progress("Indexing", as_json) as progress:
-                report = opened.index(one, prune=prune, progress=progress, download=web or False)
+                report = opened.index(
+                    one, prune=prune, progress=progress, download=web or False, stages=_stages(as_json)
+                )
         except KeyboardInterrupt:
             typer.echo("interrupted; what was encoded is kept, run the same command to go on", err=True)
             raise typer.Exit(130) from None
@@ -348,6 +350,9 @@ def status(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
     origin = ", ".join(f"{key} {value}" for key, value in encoder["source"].items())
     made = f"{encoder['id']}, {encoder['dim']} dimensions" + (f" ({origin})" if origin else "")
     typer.echo(f"encoder: {made}; quarantined: {found['quarantined']}")
+    index = found["index"]
+    newer = f"; {index['newer']} newer photos beside it" if index["newer"] else ""
+    typer.echo(f"index: {index['kind']} ({index['why']}){_recall(index.get('settings', {}))}{newer}")
     for column in found["columns"]:
         role = f", the {column['role']}" if column["role"] and column["role"] != column["name"] else ""
         typer.echo(f"  {column['name']} ({column['kind']}{role})")
@@ -412,6 +417,44 @@ def compact(catalog: CatalogDir = HERE) -> None:
     """Merge small files; indexing does it by itself."""
     _open(catalog).compact()
     typer.echo("compacted")
+
+
+@app.command()
+def reindex(
+    kind: Annotated[
+        str,
+        typer.Option("--index", help="auto (by size and memory), exact, int8, lsh, hnsw or ivf; by default as before."),
+    ] = "",
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Make the index of a large catalog anew; searches go on meanwhile. Indexing does it by itself."""
+    found = _open(catalog).reindex(kind, _stages(as_json))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(f"{found['kind']} ({found['why']}), {found['seconds']} s{_recall(found['settings'])}")
+
+
+def _stages(quiet: bool) -> Callable[[str, int, int], None]:
+    """Lines about long work in stages, on standard error."""
+    told: dict[str, float] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not quiet and (now - told.get(stage, -10) >= 10 or (done == total and total)):
+            told[stage] = now
+            typer.echo(f"index, {stage}: {done / max(1, total):.0%}", err=True)
+
+    return tell
+
+
+def _recall(settings: dict[str, Any]) -> str:
+    found = settings.get("recall")
+    if not found:
+        return ""
+    measured = ", ".join(f"{share:.1%} for {name}" for name, share in found.items() if name != "k")
+    return f"; of the {found['k']} nearest it finds {measured}"
 
 
 @app.command()
@@ -867,7 +910,7 @@ def evaluate_kagl(
 
     others = [load(name) for name in beside or []]
     opened = _measured(data, catalog, encoder, as_json)
-    found = kagl.evaluate(opened.snapshot(), opened.encoder, ground_truth, others, _say)
+    found = kagl.evaluate(opened.whole(), opened.encoder, ground_truth, others, _say)
     _reported(found, report, as_json)
 
 
@@ -884,7 +927,7 @@ def evaluate_everyday(
     from lookalike.evaluation import everyday
 
     opened = _measured(data, catalog, encoder, as_json)
-    _reported(everyday.evaluate(opened.snapshot(), opened.encoder, half, _say), report, as_json)
+    _reported(everyday.evaluate(opened.whole(), opened.encoder, half, _say), report, as_json)
 
 
 @evaluate_app.command("calibration")
@@ -901,7 +944,7 @@ def evaluate_calibration(
 
     opened = _measured(data, catalog, encoder, as_json)
     queries = kagl.held_out(ground_truth)
-    _reported(calibration.evaluate(opened.snapshot(), opened.encoder, queries, _say), report, as_json)
+    _reported(calibration.evaluate(opened.whole(), opened.encoder, queries, _say), report, as_json)
 
 
 @evaluate_app.command("street")
@@ -960,7 +1003,7 @@ def evaluate_catalog(
 
     others = [load(name) for name in beside or []]
     opened = _measured(data, catalog, encoder, as_json)
-    snapshot = opened.snapshot()
+    snapshot = opened.whole()
     asked = protocol.chosen(queries, snapshot.ids) if queries else None
     found = protocol.evaluate(snapshot, opened.encoder, _listed(by), asked, others, sample, seed, _say)
     _reported(found, report, as_json)
@@ -992,9 +1035,9 @@ def evaluate_compare(
 
     known = None
     if data is None:
-        snapshot = _open(catalog).snapshot()
+        snapshot = _open(catalog).whole()
         whole = protocol.of_snapshot(snapshot, _listed(label) or ["category"])
-        shelf, rows = whole.some(some(snapshot.ids))
+        shelf, rows = whole.some(some(list(snapshot.ids)))
         known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.photo_vectors[rows])
         what = f" of {catalog.resolve().name}"
     else:

@@ -191,6 +191,7 @@ def duplicates(
     if not 0.9 <= threshold <= 1:
         raise UsageError(f"threshold is {threshold}; it goes from 0.9 to 1")
     owner = snapshot.owner
+    mask = snapshot.live if mask is None else mask
     rows = np.arange(len(owner)) if mask is None else np.flatnonzero(mask[owner])
     vectors = snapshot.photo_vectors[rows]
     parent: dict[int, int] = {}

@@ -176,7 +176,7 @@ def _apart(ranking: Ranking, found: Sequence[Found], diversity: float) -> list[i
     if not found:
         return []
     own = ranking.snapshot.photo_vectors[[f.row for f in found]]
-    value = ranking.order[[f.product for f in found]]
+    value = np.array([f.value for f in found], np.float32)
     value = (value - value.min()) / max(float(np.ptp(value)), 1e-6)
     nearest = np.zeros(len(found), np.float32)
     left = np.ones(len(found), np.bool_)

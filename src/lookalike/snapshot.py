@@ -1,24 +1,35 @@
-"""One version of a catalog in memory: what answers searches. Immutable; swapped whole when a newer version is seen."""
+"""One version of a catalog: what answers searches. Immutable; swapped whole when a newer version is seen.
+
+It stands on a *base*, the photos of some earlier version with an index over them, and a *delta*, what was written since. The
+base is in memory, or (from ``reindex`` on) files that are mapped; the delta is in memory and scanned whole. A product lies in
+one of the two with all its photos; where it is in the delta, what the base has of it is dead.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lookalike import segment as segments
 from lookalike import where as filters
 from lookalike.colours import Wardrobe
-from lookalike.errors import CatalogError, NotFound
+from lookalike.errors import CatalogError, LookalikeError, NotFound
 from lookalike.indexes import exact
 from lookalike.indexes.lexical import Lexical, words_of
+from lookalike.segment import Column, Segment
 from lookalike.store import COLOURS, PREFIX, Manifest, Store
 from lookalike.types import Value
+
+log = logging.getLogger("lookalike")
 
 FACET_VALUES = 200
 """A text column with more values than this is no facet (titles, codes)."""
@@ -27,32 +38,75 @@ FACET_VALUES = 200
 BINS = 20
 """Bars of a number column's histogram, at most."""
 
-SAMPLE = 20_000
-"""Photos that the covariance of the vectors is taken from."""
-
 MASKS = 16
 """Filters whose masks (a byte a product each) and counts are kept."""
+
+DELTA_FROM = 20_000
+"""Photos from which on a newer version is read as what changed; fewer are read anew in no time."""
+
+LEAST_REACH = 1000
+"""Candidates of each measure at least, where several are mixed: the best of the mixture need be the best of none."""
+
+OUTGROWN = 0.1
+"""Share of the base that delta and dead photos may have before the base is made anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A product found: its position, its best photo's row, the cosine."""
+    """A product found: its position, its best photo's row, the cosine, and what it was ordered by."""
 
     product: int
     row: int
     score: float
+    value: float = 0.0
+
+
+class Vectors:
+    """Unit vectors of several segments (photos, dim), one after the other, as far as searching asks of a matrix."""
+
+    def __init__(self, parts: Sequence[Any]):
+        self.parts = parts
+        self.begins = np.cumsum([0, *(len(p) for p in parts)])
+        self.shape = int(self.begins[-1]), int(parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        rows = np.asarray(rows)
+        out = np.empty((len(rows), self.shape[1]), np.float32)
+        for part, begin, end in zip(self.parts, self.begins[:-1], self.begins[1:], strict=True):
+            here = (rows >= begin) & (rows < end)
+            if here.any():
+                out[here] = part[rows[here] - begin]
+        return out
+
+    def __matmul__(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.concatenate([np.asarray(part @ query) for part in self.parts])
+
+    def copy(self) -> NDArray[np.float32]:
+        """All of them as one array."""
+        return self[:]
 
 
 class Snapshot:
-    """Products in order of id, their photos' rows beside them, and the vectors.
+    """Products, their photos' rows beside them, and the vectors.
 
-    ``vectors`` (photos, dim) float32, and ``photo_vectors`` what of them is the photos' own: the same but where the encoder
-    sets the product's words beside. ``first`` (products,) is the row of each product's first photo; ``table`` has one row per
-    product: the attributes under their own names, and the roles (id, title, image, category …) as aliases.
+    ``first`` (products,) is the row of each product's first photo, ``owner`` (photos,) the product of each photo; ``live``
+    (products,) says which positions hold a product, or is None where all do (then they are in order of id).
+    ``vectors`` (photos, dim) float32. ``table`` has one row per position: the attributes under their own names, and the roles
+    (id, title, image, category …) as aliases.
     """
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store, before: Snapshot | None = None, *, whole: bool = False):
         """Load the latest version.
+
+        Args:
+            store: the catalog.
+            before: an older snapshot of it, whose base is used again where it can be.
+            whole: read every row anew: all positions hold products, in order of id.
 
         Raises:
             CatalogError: it cannot be read, or holds vectors of another encoder than its manifest says.
@@ -60,93 +114,174 @@ class Snapshot:
         self.stamp = store.stamp()
         self.version = self.stamp[0]
         self.manifest: Manifest | None = store.manifest()
-        rows = store.rows(version=self.version or None)
-        rows = rows.take(pc.sort_indices(rows, [("lk_id", "ascending"), ("lk_position", "ascending")])).combine_chunks()
-        self._check(rows, store)
-        dim = rows.schema.field("lk_vector").type.list_size
-        flat = rows["lk_vector"].combine_chunks()
-        values = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) and flat.num_chunks else flat
-        self.vectors: NDArray[np.float32] = (
-            np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim))
-            if len(rows)
-            else np.empty((0, dim), np.float32)
+        self.generation: Path | None = None
+        self.base, self.delta, dead = self._segments(store, before, whole)
+        self._parts = [self.base, self.delta] if self.delta is not None else [self.base]
+        self._begin = len(self.base.first) - 1, len(self.base)  # of the delta's products, and of its photos
+        self.photos, self.paths, self.digests = (
+            _joined([s.photos for s in self._parts], name) for name in ("lk_photo", "lk_path", "lk_digest")
         )
-        self.photo_vectors = self.vectors[:, : (self.manifest.photo_dim if self.manifest else 0) or None]
-        ids = rows["lk_id"].to_numpy(zero_copy_only=False)
-        self.first: NDArray[np.intp] = np.flatnonzero(np.r_[len(ids) > 0, ids[1:] != ids[:-1]][: len(ids)])
-        self.ids: list[str] = list(ids[self.first])
-        self.photos: list[str] = rows["lk_photo"].to_pylist()
-        self.paths: list[str] = rows["lk_path"].to_pylist()
-        found = rows["lk_colours"].to_pylist() if "lk_colours" in rows.column_names else [None] * len(rows)
-        self.has_colours = any(found)
-        # Photos from before there were colours have none (all shares 0) until they are indexed again.
-        self.palettes: NDArray[np.uint8] = np.frombuffer(
-            b"".join(c or bytes(COLOURS) for c in found), np.uint8
-        ).reshape(-1, COLOURS // 4, 4)
-        self.digests: list[str] = rows["lk_digest"].to_pylist()
-        self.titles: list[str] = [t or "" for t in rows["lk_title"].take(pa.array(self.first)).to_pylist()]
-        self._product: dict[str, int] = dict(zip(self.ids, range(len(self.ids)), strict=True))
-        self._photo: dict[str, int] = dict(zip(self.photos, range(len(self.photos)), strict=True))
+        self.ids, self.titles = (_joined([s.products for s in self._parts], name) for name in ("lk_id", "lk_title"))
+        starts = [s.first[:-1] + begin for s, begin in zip(self._parts, (0, self._begin[1]), strict=False)]
+        self.first: NDArray[np.int64] = starts[0] if len(starts) == 1 else np.concatenate(starts)
+        self.vectors: Any = self.base.vectors if self.delta is None else Vectors([s.vectors for s in self._parts])
+        self.has_colours = any(s.palettes is not None for s in self._parts)
         self._one_each = len(self.first) == len(self.photos)
-        self.owner: NDArray[np.intp] = np.repeat(
-            np.arange(len(self.first)), np.diff(np.r_[self.first, len(self.photos)]).astype(np.intp)
-        )
-        """The product of each photo (photos,)."""
-        self.attributes, self.table = self._columns(rows.take(pa.array(self.first)))
+        self.live: NDArray[np.bool_] | None = None
+        if dead is not None:
+            self.live = np.append(~dead, np.ones(len(self.first) - self._begin[0], np.bool_))
+        self._count = len(self.first) if self.live is None else int(np.count_nonzero(self.live))
+        self.attributes, self.table = self._columns()
         self._mask = _remembered(self.table)
         self._facets: dict[str, list[dict[str, Any]]] = {}
 
-    def _check(self, rows: pa.Table, store: Store) -> None:
-        if self.manifest is None or not len(rows):
-            return
-        made_by = pc.unique(rows["lk_encoder"]).to_pylist()
-        if made_by != [self.manifest.encoder_id]:
+    def _segments(
+        self, store: Store, before: Snapshot | None, whole: bool
+    ) -> tuple[Segment, Segment | None, NDArray[np.bool_] | None]:
+        """The base, what was written since, and which of the base's products are dead."""
+        manifest = self.manifest
+        if manifest is None:
+            return segments.nothing(1), None, None
+        dataset = store.dataset(self.version)
+        kinds = [name for name, kind in manifest.kinds.items() if kind == "text"]
+        with store.reading():
+            self._check(dataset, manifest, store)
+            base = None if whole else self._base(store, before, manifest)
+            if base is not None:
+                gone, fresh = _changed(base, dataset)
+                if not fresh and not gone.any():
+                    return base, None, None
+                grown = int(gone.sum()) + sum(f.count_rows() for f in fresh)
+                if base.directory is not None or grown <= OUTGROWN * len(base):
+                    delta, dead = _delta(base, dataset, kinds, gone, fresh)
+                    return base, delta, dead
+            return segments.read(dataset, kinds, manifest.encoder_id), None, None
+
+    def _base(self, store: Store, before: Snapshot | None, manifest: Manifest) -> Segment | None:
+        """The base to stand on: the newest one in files, else that of the snapshot before; None to make one."""
+        last = before.base if before is not None and before.stamp[1:] == self.stamp[1:] else None
+        self.generation = segments.latest(store.cache)
+        if self.generation is not None:
+            if before is not None and before.base.directory == self.generation:
+                last = before.base
+            else:
+                try:
+                    last = segments.load(self.generation)
+                except (OSError, ValueError, KeyError, LookalikeError) as error:
+                    log.warning("%s: the index is not used (%s); make it anew: lookalike reindex", store.cache, error)
+        if last is None or last.encoder != manifest.encoder_id:
+            return None
+        return last if last.directory is not None or len(last) >= DELTA_FROM else None
+
+    def _check(self, dataset: Any, manifest: Manifest, store: Store) -> None:
+        others = dataset.scanner(
+            columns=["lk_encoder"], filter=f"lk_encoder != {_quoted(manifest.encoder_id)}", limit=1
+        )
+        made_by = others.to_table()["lk_encoder"].to_pylist()
+        if made_by:
             raise CatalogError(
-                f"{store.directory}: its vectors were made by {', '.join(made_by)}, its catalog.json says "
-                f"{self.manifest.encoder_id}; restore it from a backup, or remove it and index again"
+                f"{store.directory}: its vectors were made by {made_by[0]}, its catalog.json says "
+                f"{manifest.encoder_id}; restore it from a backup, or remove it and index again"
             )
 
-    def _columns(self, products: pa.Table) -> tuple[pa.Table, pa.Table]:
+    def _columns(self) -> tuple[pa.Table, pa.Table]:
         """The source's own columns, and those with the roles' aliases for filters."""
         own = {}
-        for name in products.column_names:
-            if not name.startswith(PREFIX) and products[name].null_count < len(products):
-                column = products[name].combine_chunks()
-                own[name] = column.dictionary_encode() if pa.types.is_string(column.type) else column
+        tables = [s.products for s in self._parts]
+        for name in dict.fromkeys(n for t in tables for n in t.column_names):
+            if not name.startswith(PREFIX):
+                column = _column(tables, name)
+                if column.null_count < len(column):
+                    own[name] = column
         aliases: dict[str, Any] = {}
         roles = self.manifest.roles if self.manifest else {}
-        fixed = {"id": "lk_id", "title": "lk_title", "image": "lk_path"}
+        paths = self.paths.arrow if self._one_each else self.paths.arrow.take(pa.array(self.first))
+        fixed = {"id": self.ids.arrow, "title": self.titles.arrow, "image": paths}
         for role, column in fixed.items():
-            aliases[role] = products[column]
+            aliases[role] = column
             if role != "image" and roles.get(role):
-                aliases.setdefault(roles[role], products[column])
+                aliases.setdefault(roles[role], column)
         for role, name in roles.items():
             if role not in fixed and name in own and role not in own:
                 aliases[role] = own[name]
         return pa.table(own), pa.table({**own, **aliases})
 
+    @cached_property
+    def photo_vectors(self) -> Any:
+        """What of the vectors is the photos' own: the same but where the encoder sets the product's words beside."""
+        cut = self.manifest.photo_dim if self.manifest else 0
+        if not cut:
+            return self.vectors
+        return self.vectors[:, :cut] if self.delta is None else Vectors([s.vectors[:, :cut] for s in self._parts])
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """The product of each photo (photos,)."""
+        return np.repeat(np.arange(len(self.first)), np.diff(np.append(self.first, len(self.photos))))
+
+    @cached_property
+    def palettes(self) -> NDArray[np.uint8]:
+        """The colours of each photo (photos, COLOURS / 4, 4), shares of 0 in those from before there were colours."""
+        parts = [
+            np.zeros((len(s), COLOURS // 4, 4), np.uint8) if s.palettes is None else s.palettes for s in self._parts
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return self._count
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether so much has changed since the base was made that it should be made anew."""
+        dead = 0 if self.live is None else int(np.count_nonzero(~self.live))
+        return (0 if self.delta is None else len(self.delta)) + dead > OUTGROWN * len(self.base)
+
+    @property
+    def photo_count(self) -> int:
+        """Photos of the products that are there."""
+        return len(self.photos) if self.live is None else int(np.count_nonzero(self.live[self.owner]))
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Where the products are, in order of id."""
+        if self.live is None:
+            return np.arange(len(self.first))
+        here = np.flatnonzero(self.live)
+        ids = self.ids.arrow.take(pa.array(here))
+        order: NDArray[np.int64] = here[pc.sort_indices(ids).to_numpy()]
+        return order
 
     # Looking things up
 
     def product(self, identity: str) -> int:
         """Position of a product. Raises NotFound."""
-        try:
-            return self._product[identity]
-        except KeyError:
-            raise NotFound(f"no product {identity!r} in the catalog") from None
+        found = self._product(identity)
+        if found < 0:
+            raise NotFound(f"no product {identity!r} in the catalog")
+        return found
 
     def has(self, identity: str) -> bool:
         """Whether there is a product of that id."""
-        return identity in self._product
+        return self._product(identity) >= 0
+
+    def _product(self, identity: str) -> int:
+        if self.delta is not None:
+            found = self.delta.product(identity)
+            if found >= 0:
+                return found + self._begin[0]
+        found = self.base.product(identity)
+        return found if found >= 0 and (self.live is None or self.live[found]) else -1
 
     def photo(self, photo: str) -> int:
         """Row of a photo. Raises NotFound."""
-        try:
-            return self._photo[photo]
-        except KeyError:
-            raise NotFound(f"no photo {photo!r} in the catalog") from None
+        if self.delta is not None:
+            found = self.delta.photo(photo)
+            if found >= 0:
+                return found + self._begin[1]
+        found = self.base.photo(photo)
+        if found < 0 or (self.live is not None and not self.live[self.owner[found]]):
+            raise NotFound(f"no photo {photo!r} in the catalog")
+        return found
 
     def rows(self, product: int) -> range:
         """The rows of a product's photos."""
@@ -171,17 +306,18 @@ class Snapshot:
     @cached_property
     def lexical(self) -> Lexical:
         """Word matching over titles, ids and text attributes; built on first use."""
-        columns = [
-            c for c in self.attributes.column_names if pa.types.is_dictionary(self.attributes.schema.field(c).type)
-        ]
-        texts = zip(self.titles, self.ids, *[self.attributes[c].to_pylist() for c in columns], strict=True)
-        return Lexical([" ".join(t for t in parts if t) for parts in texts])
+        if self.delta is None:
+            return self.base.lexical
+        return Lexical.joined([self.base.lexical, self.delta.words(self.base.lexical.mean)])
 
     # Filters and facets
 
     def mask(self, expression: filters.Expr | None) -> NDArray[np.bool_] | None:
-        """Which products pass a filter, (products,); None where there is no filter. Raises UsageError."""
-        return None if expression is None else self._mask(expression)
+        """Which positions hold a product that passes a filter, (products,); None where all do. Raises UsageError."""
+        if expression is None:
+            return self.live
+        found = self._mask(expression)
+        return found if self.live is None else found & self.live
 
     def facets(self, expression: filters.Expr | None = None) -> list[dict[str, Any]]:
         """Counts of each column's values among the products that pass the filter, the column's own conditions left out.
@@ -257,7 +393,7 @@ class Snapshot:
 
     def spread(self, vector: NDArray[np.float32]) -> float:
         """Standard deviation of the cosines of the catalog's photos with a vector (dim,): how strongly it sorts them."""
-        return float(np.sqrt(max(float(vector @ self._covariance @ vector), 1e-8)))
+        return float(np.sqrt(max(float(vector @ self.base.covariance @ vector), 1e-8)))
 
     def length(self, vector: NDArray[np.float32]) -> float:
         """Length of a query's photo part and of its text part together: divided by it, its scores are −1 … 1."""
@@ -265,16 +401,9 @@ class Snapshot:
         return float(np.linalg.norm(vector[:cut]) + np.linalg.norm(vector[cut:]))
 
     @cached_property
-    def _covariance(self) -> NDArray[np.float32]:
-        step = max(1, len(self.vectors) // SAMPLE)
-        sample = self.vectors[::step]
-        centred = sample - sample.mean(0)
-        return np.asarray(centred.T @ centred / max(1, len(sample)), np.float32)
-
-    @cached_property
     def values(self) -> dict[str, list[str]]:
         """Each text column that is a facet → its values, most frequent first."""
-        found = (self._facet(name, None) for name in self.attributes.column_names)
+        found = (self._facet(name, self.live) for name in self.attributes.column_names)
         return {f["column"]: [v["value"] for v in f["values"]] for f in found if f and f["kind"] == "values"}
 
     @cached_property
@@ -335,31 +464,65 @@ class Snapshot:
             colour: how near each photo's garment is to a wanted colour (photos,), 0 … 1; it changes the order alone.
             colour_weight: at 1 the colour sorts the catalog as strongly as the cosine does.
         """
+        if mask is None:
+            mask = self.live
         excluded = list(without)
         if excluded:
-            mask = np.ones(len(self), np.bool_) if mask is None else mask.copy()
+            mask = np.ones(len(self.first), np.bool_) if mask is None else mask.copy()
             mask[excluded] = False
-        if not len(self):
+        if not len(self.photos):
             nothing = np.empty(0, np.float32)
-            return Ranking(self, nothing, nothing, nothing)
+            return Scan(self, nothing, nothing, nothing)
         allowed = mask if mask is None or self._one_each else mask[self.owner]
+        pull = 0.0 if query is None or colour is None else colour_weight * self.spread(query)
+        pull /= 1 if colour is None else max(float(colour.std()), 1e-6)
+        if query is not None and self.base.index is not None:
+            return Reach(self, query, allowed, words if share else None, share, colour if pull else None, pull)
         if query is not None:
-            scores = exact.scan(self.vectors, query, allowed)
+            scores = self._scan(query, allowed)
         else:
             assert colour is not None
             scores = colour if allowed is None else np.where(allowed, colour, -np.inf).astype(np.float32)
-        mixed = scores
-        if query is not None and colour is not None and colour_weight:
-            mixed = scores + np.float32(colour_weight * self.spread(query) / max(float(colour.std()), 1e-6)) * colour
+        mixed = scores if query is None or colour is None or not pull else scores + np.float32(pull) * colour
         order = mixed if self._one_each else np.maximum.reduceat(mixed, self.first)
         if words is not None and share:
             order = (1 - share) * order + share * words
-        return Ranking(self, scores, mixed, order)
+        return Scan(self, scores, mixed, order)
+
+    def _scan(self, query: NDArray[np.float32], allowed: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        """Cosines of all photos with a query (dim,), −inf where not ``allowed``: (photos,)."""
+        if self.delta is None:
+            return exact.scan(self.vectors, query, allowed)
+        cut = self._begin[1]
+        masks = (None, None) if allowed is None else (allowed[:cut], allowed[cut:])
+        return np.concatenate([exact.scan(s.vectors, query, m) for s, m in zip(self._parts, masks, strict=True)])
+
+    def near(self, query: NDArray[np.float32], n: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.intp]:
+        """Rows that likely hold the ``n`` photos nearest to a query (dim,) of the ``allowed`` (photos,); all of the delta's."""
+        index, cut = self.base.index, self._begin[1]
+        inside, after = (None, None) if allowed is None else (allowed[:cut], allowed[cut:])
+        late = np.arange(cut, len(self.photos)) if after is None else cut + np.flatnonzero(after)
+        if inside is not None and np.count_nonzero(inside) <= max(n, index.gathered):
+            return np.append(np.flatnonzero(inside), late)
+        rerank = index.settings["rerank"]
+        wanted = max(n, rerank["least"], int(np.ceil(rerank["per_hit"] * n)))
+        return np.append(np.sort(index.candidates(query, wanted, inside)), late)
+
+
+class Ranking(Protocol):
+    """All products in an order that can be cut anywhere."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Whose products."""
+
+    def top(self, k: int) -> list[Found]:
+        """The ``k`` best, equal ones in order of id."""
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """An order of all products.
+class Scan:
+    """An order of all products, each of them scored.
 
     ``scores`` (photos,) is the cosine, ``mixed`` (photos,) chooses a product's best photo, ``order`` (products,) is what the
     products are ordered by; −inf is never given.
@@ -371,13 +534,132 @@ class Ranking:
     order: NDArray[np.float32]
 
     def top(self, k: int) -> list[Found]:
-        """The ``k`` best."""
+        """The ``k`` best, equal ones in order of id."""
         found = []
-        for product in exact.top(self.order, k).tolist():
+        rank = None if self.snapshot.delta is None else self.snapshot.ids.__getitem__
+        for product in exact.top(self.order, k, rank).tolist():
             rows = self.snapshot.rows(product)
             row = rows[0] if len(rows) == 1 else rows[int(np.argmax(self.mixed[rows.start : rows.stop]))]
-            found.append(Found(product, row, float(self.scores[row])))
+            found.append(Found(product, row, float(self.scores[row]), float(self.order[product])))
         return found
+
+
+class Reach:
+    """An order of the products that an index, words or colours bring up; the further one looks, the more of them.
+
+    Whatever is brought up is scored exactly, as ``Scan`` does it. Of several measures (vectors, words, colour) the best by each
+    are brought up, so that only what is in no list far enough up can be missed.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, query: NDArray[np.float32], allowed: NDArray[np.bool_] | None,
+        words: NDArray[np.float32] | None, share: float, colour: NDArray[np.float32] | None, pull: float,
+    ):  # fmt: skip
+        self.snapshot, self.query, self.allowed = snapshot, query, allowed
+        self.words, self.share, self.colour, self.pull = words, share, colour, pull
+        self.there = len(snapshot.photos) if allowed is None else int(np.count_nonzero(allowed))
+        self._reached = 0
+        self._order = self._rows = np.empty(0, np.int64)  # the products brought up, best first, and their best photos
+        self._scores = self._values = np.empty(0, np.float32)
+
+    def top(self, k: int) -> list[Found]:
+        """The ``k`` best, equal ones in order of id."""
+        reach = k if self.words is None and self.colour is None else max(k, LEAST_REACH)
+        while self._reached < self.there and (self._reached < reach or len(self._order) < k):
+            if self._reached >= reach:  # several photos of the same products
+                reach = 4 * self._reached
+            self._reached = min(reach, self.there)
+            self._bring(self._reached)
+        parts = (self._order, self._rows, self._scores, self._values)
+        return [Found(*one) for one in zip(*(p[:k].tolist() for p in parts), strict=True)]
+
+    def _bring(self, reach: int) -> None:
+        snapshot = self.snapshot
+        rows = [snapshot.near(self.query, reach, self.allowed)]
+        if self.colour is not None:
+            seen = self.colour if self.allowed is None else np.where(self.allowed, self.colour, -np.inf)
+            rows.append(exact.top(seen, reach))
+        if self.words is not None:
+            said = exact.top(np.where(self.words > 0, self.words, -np.inf), reach)
+            own = np.concatenate(
+                [np.arange(r.start, r.stop) for r in map(snapshot.rows, said.tolist())] or [rows[0][:0]]
+            )
+            rows.append(own if self.allowed is None else own[self.allowed[own]])
+        row = np.unique(np.concatenate(rows)).astype(np.int64)
+        if not len(row):
+            return
+        scores = np.asarray(snapshot.vectors[row] @ self.query, np.float32)
+        mixed = scores if self.colour is None else scores + np.float32(self.pull) * self.colour[row]
+        owner = snapshot.owner[row]
+        heads = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+        order = np.maximum.reduceat(mixed, heads)
+        # The first of a product's photos that reach its best: `heads` is where its photos begin.
+        best = np.flatnonzero(mixed == np.repeat(order, np.diff(np.append(heads, len(row)))))
+        best = best[np.unique(owner[best], return_index=True)[1]]
+        product = owner[heads]
+        if self.words is not None:
+            order = (1 - self.share) * order + self.share * self.words[product]
+        rank = None if snapshot.delta is None else (lambda n: snapshot.ids[int(product[n])])
+        by = exact.top(order, len(order), rank)
+        self._order, self._rows, self._scores, self._values = product[by], row[best[by]], scores[best[by]], order[by]
+
+
+def _changed(base: Segment, dataset: Any) -> tuple[NDArray[np.bool_], list[Any]]:
+    """Which of the base's photos are no longer in the catalog as they were (photos,), and the fragments written since."""
+    now = {segments.name_of(f): f for f in dataset.get_fragments()}
+    gone = np.zeros(len(base), np.bool_)
+    number = base.address >> np.uint64(32)
+    for name, deletions in base.fragments.items():
+        if name not in now:
+            gone |= number == int(name.split("/")[0])
+        elif str(now[name].deletion_file() or "") != deletions:
+            here = np.flatnonzero(number == now[name].fragment_id)
+            scanner = dataset.scanner(columns=[], fragments=[now[name]], with_row_address=True)
+            gone[here] |= ~np.isin(base.address[here], scanner.to_table()["_rowaddr"].to_numpy())
+    return gone, [f for name, f in now.items() if name not in base.fragments]
+
+
+def _delta(
+    base: Segment, dataset: Any, kinds: Sequence[str], gone: NDArray[np.bool_], fresh: Sequence[Any]
+) -> tuple[Segment, NDArray[np.bool_]]:
+    """What was written since as a segment, and which of the base's products are dead (products,).
+
+    A product that changed in part goes over with all that it still has.
+    """
+    columns = [n for n in dataset.schema.names if n not in ("lk_source", "lk_size", "lk_mtime", "lk_encoder")]
+    rows = dataset.scanner(columns=columns, fragments=list(fresh), with_row_address=True).to_table()
+    heads = base.first[:-1]
+    dead = np.logical_or.reduceat(gone, heads) if len(heads) else np.zeros(0, np.bool_)
+    for identity in pc.unique(rows["lk_id"]).to_pylist():
+        at = base.product(identity)
+        if at >= 0:
+            dead[at] = True
+    moved = np.repeat(dead, np.diff(base.first)) & ~gone
+    if moved.any():
+        keys = base.photos["lk_photo"].take(pa.array(np.flatnonzero(moved))).to_pylist()
+        known = [f for f in dataset.get_fragments() if segments.name_of(f) in base.fragments]
+        among = "lk_photo in (" + ",".join(map(_quoted, keys)) + ")"
+        left = dataset.scanner(columns=columns, fragments=known, filter=among, with_row_address=True).to_table()
+        rows = pa.concat_tables([rows, left.select(rows.column_names)])
+    return segments.read(dataset, kinds, base.encoder, rows=rows), dead
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _joined(tables: Sequence[pa.Table], name: str) -> Column:
+    return Column(pa.chunked_array([chunk for t in tables for chunk in t[name].iterchunks()], tables[0][name].type))
+
+
+def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
+    """A column of several tables as one array; nulls where a table lacks it."""
+    kind = next(t[name].type for t in tables if name in t.column_names)
+    parts = [t[name] if name in t.column_names else pa.chunked_array([pa.nulls(len(t), kind)]) for t in tables]
+    whole = pa.chunked_array([c for p in parts for c in p.iterchunks()], kind)
+    if whole.num_chunks > 1:
+        whole = pa.chunked_array([whole.unify_dictionaries().combine_chunks()])
+    return whole
 
 
 def _remembered(table: pa.Table) -> Callable[[filters.Expr], NDArray[np.bool_]]:

@@ -6,6 +6,7 @@
     DIR/uploads/          photos that came over HTTP, named by their digests
     DIR/keys.json         API keys, as hashes (``server.keys``)
     DIR/downloads/        photos fetched from the web (``sources/web.py``)
+    DIR/index/            files derived from the rows, to search large catalogs (``segment``)
     DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who
 
 Knows nothing of images, encoders or searches. Lance itself never calls fsync, and two writers can duplicate keys: each
@@ -115,6 +116,14 @@ class Store:
                 f"{self.directory}: not a catalog (no catalog.json, but other files); give an empty or new directory"
             )
 
+    local = True
+    """Whether the catalog lies on this machine's disk."""
+
+    @property
+    def cache(self) -> Path:
+        """Where files derived from the rows are kept (``segment``); they can be removed at any time."""
+        return self.directory.absolute() / "index"
+
     @property
     def _manifest(self) -> Path:
         return self.directory / "catalog.json"
@@ -128,6 +137,7 @@ class Store:
             "photos.lance",
             "uploads",
             "downloads",
+            "index",
         }
         ours |= {"feedback.jsonl", "keys.json", "keys.json.part", "keys.lock"}  # may be there before the first photo is
         return (p for p in self.directory.iterdir() if p.name not in ours)
@@ -198,8 +208,8 @@ class Store:
 
     # Reading
 
-    def dataset(self) -> Any:
-        """The rows at their latest version (``lance.LanceDataset``).
+    def dataset(self, version: int = 0) -> Any:
+        """The rows at a version, by default their latest (``lance.LanceDataset``).
 
         Raises:
             CatalogError: the rows cannot be opened.
@@ -211,7 +221,15 @@ class Store:
             gone = set(schema(1).names) - {"lk_colours"} - set(dataset.schema.names)  # catalogs from before colours
             if gone:  # a manifest of zeros opens as a table without columns
                 raise ValueError(f"photos.lance lacks the columns {', '.join(sorted(gone))}")
-            return dataset
+            return dataset.checkout_version(version) if version and version != dataset.version else dataset
+
+    def deriving(self) -> contextlib.AbstractContextManager[None]:
+        """The same for what goes wrong in writing derived files."""
+        return self._errors()
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """What goes wrong within, with Lance or the files, as a CatalogError that names the catalog and the mend."""
+        return self._errors(reading=True)
 
     def version(self) -> int:
         """Version of the latest commit; 0 where there is none. Costs one directory listing."""

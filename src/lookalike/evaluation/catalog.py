@@ -76,7 +76,7 @@ def of_snapshot(snapshot: Snapshot, by: Sequence[str] = ()) -> Shelf:
             f"{', '.join(snapshot.attributes.column_names) or 'none'}"
         )
     labels = _labels({c: snapshot.table[c].to_pylist() for c in columns})
-    return Shelf(snapshot.paths, snapshot.digests, snapshot.first, labels, snapshot.titles)
+    return Shelf(list(snapshot.paths), list(snapshot.digests), snapshot.first, labels, list(snapshot.titles))
 
 
 def of_source(source: Source, by: Sequence[str] = ()) -> tuple[Shelf, list[str]]:

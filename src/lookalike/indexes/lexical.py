@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import repeat
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 K1, B = 1.2, 0.75
+
+REPEATED = 100_000
+"""Different texts whose words are remembered while counting."""
 _WORD = re.compile(r"\w+")
 
 
@@ -46,35 +53,132 @@ def _slips(a: str, b: str) -> int:
     return row[-1]
 
 
-class Lexical:
-    """An inverted index over short texts; built once per snapshot, when word matching is first asked for."""
+class _Part:
+    """Postings of some texts: ``vocabulary`` sorted; word n is in ``rows[starts[n]:starts[n + 1]]``, with their ``gain``."""
 
-    def __init__(self, texts: list[str]):
-        self.words: dict[str, int] = {}
-        postings: list[int] = []
-        owners: list[int] = []
-        lengths = np.zeros(len(texts), np.float32)
+    def __init__(
+        self, vocabulary: pa.Array, starts: NDArray[np.int64], rows: NDArray[np.int32], gain: NDArray[np.float32],
+        size: int, mean: float,
+    ):  # fmt: skip
+        self.vocabulary, self.starts, self.rows, self.gain, self.size, self.mean = (
+            vocabulary,
+            starts,
+            rows,
+            gain,
+            size,
+            mean,
+        )
+
+    @classmethod
+    def of(cls, texts: Iterable[str | Sequence[str]], mean: float | None) -> _Part:
+        """Count the words of texts, or of their parts; ``mean`` is the usual number of words, by default that of these."""
+        words: dict[str, int] = {}
+        known: dict[str, tuple[int, ...]] = {}  # attributes say the same again and again
+        postings, owners, lengths = array("q"), array("q"), array("l")
         for row, text in enumerate(texts):
-            found = words_of(text)
-            lengths[row] = len(found)
-            postings.extend(self.words.setdefault(w, len(self.words)) for w in found)
-            owners.extend([row] * len(found))
-        keys = np.array(postings, np.int64) * max(1, len(texts)) + np.array(owners, np.int64)
+            length = 0
+            for part in (text,) if isinstance(text, str) else text:
+                found = known.get(part)
+                if found is None:
+                    found = tuple(words.setdefault(w, len(words)) for w in words_of(part))
+                    if len(known) < REPEATED:
+                        known[part] = found
+                postings.extend(found)
+                length += len(found)
+            owners.extend(repeat(row, length))
+            lengths.append(length)
+        size = len(lengths)
+        order = sorted(words)
+        place = np.empty(len(words), np.int64)
+        place[np.fromiter((words[w] for w in order), np.int64, len(order))] = np.arange(len(order))
+        keys = place[np.frombuffer(postings, np.int64)] * max(1, size) + np.frombuffer(owners, np.int64)
         unique, counts = np.unique(keys, return_counts=True)
-        word, self.rows = np.divmod(unique, max(1, len(texts)))
-        self.starts = np.searchsorted(word, np.arange(len(self.words) + 1))
-        norm = K1 * (1 - B + B * lengths[self.rows] / max(1.0, float(lengths.mean() if len(texts) else 1)))
-        self.gain = (counts * (K1 + 1) / (counts + norm)).astype(np.float32)
-        self.size = len(texts)
+        word, rows = np.divmod(unique, max(1, size))
+        starts = np.searchsorted(word, np.arange(len(words) + 1))
+        long = np.asarray(lengths, np.float32)
+        usual = mean or max(1.0, float(long.mean()) if size else 1.0)
+        gain = counts * (K1 + 1) / (counts + K1 * (1 - B + B * long[rows] / usual))
+        return cls(pa.array(order, pa.string()), starts, rows.astype(np.int32), gain.astype(np.float32), size, usual)
+
+    def word(self, word: str) -> int:
+        """Number of a word, −1 where no text has it."""
+        low, high = 0, len(self.vocabulary)
+        while low < high:
+            middle = (low + high) // 2
+            if self.vocabulary[middle].as_py() < word:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self.vocabulary) and self.vocabulary[low].as_py() == word else -1
+
+    def frequent(self) -> list[str]:
+        """Words of letters, longer than three, that more than one text has."""
+        often = np.flatnonzero(np.diff(self.starts) > 1)
+        return [w for w in self.vocabulary.take(pa.array(often)).to_pylist() if len(w) > 3 and w.isalpha()]
+
+
+class Lexical:
+    """An inverted index over short texts; those of several segments of a catalog are asked as one."""
+
+    def __init__(self, texts: Iterable[str | Sequence[str]], mean: float | None = None):
+        self.parts = [_Part.of(texts, mean)]
+
+    @classmethod
+    def joined(cls, several: Sequence[Lexical]) -> Lexical:
+        """One over all their texts, one after the other."""
+        new = cls.__new__(cls)
+        new.parts = [part for one in several for part in one.parts]
+        return new
+
+    @property
+    def size(self) -> int:
+        """Number of texts."""
+        return sum(p.size for p in self.parts)
+
+    @property
+    def mean(self) -> float:
+        """Words that a text usually has."""
+        return self.parts[0].mean
+
+    def save(self, directory: Path) -> None:
+        """Write the postings into a folder."""
+        (part,) = self.parts
+        with pa.OSFile(str(directory / "vocabulary.arrow"), "wb") as file:
+            table = pa.table({"words": part.vocabulary})
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+        for name in ("starts", "rows", "gain"):
+            np.save(directory / f"{name}.npy", getattr(part, name))
+        np.save(directory / "sizes.npy", np.array([part.size, part.mean]))
+
+    @classmethod
+    def load(cls, directory: Path) -> Lexical:
+        """What ``save`` wrote, memory-mapped."""
+        words = pa.ipc.open_file(pa.memory_map(str(directory / "vocabulary.arrow"))).read_all()["words"]
+        starts, rows, gain = (np.load(directory / f"{n}.npy", mmap_mode="r") for n in ("starts", "rows", "gain"))
+        size, mean = np.load(directory / "sizes.npy").tolist()
+        new = cls.__new__(cls)
+        vocabulary = words.chunk(0) if words.num_chunks else pa.array([], pa.string())
+        new.parts = [_Part(vocabulary, starts, rows, gain, int(size), mean)]
+        return new
+
+    def _postings(self, word: str) -> list[tuple[int, _Part, slice]]:
+        """Where a word stands: of each part the row of its first text, and the part of its postings."""
+        out, begin = [], 0
+        for part in self.parts:
+            n = part.word(word)
+            if n >= 0:
+                out.append((begin, part, slice(int(part.starts[n]), int(part.starts[n + 1]))))
+            begin += part.size
+        return out
 
     @cached_property
     def _near(self) -> dict[str, list[str]]:
         """Shortened words → the words, those that only one text has left out (they may be slips themselves)."""
         out: dict[str, list[str]] = {}
-        for word, n in self.words.items():
-            if len(word) > 3 and word.isalpha() and self.starts[n + 1] - self.starts[n] > 1:
-                for short in _shortened(word):
-                    out.setdefault(short, []).append(word)
+        for word in dict.fromkeys(w for part in self.parts for w in part.frequent()):
+            for short in _shortened(word):
+                out.setdefault(short, []).append(word)
         return out
 
     def correct(self, word: str) -> str | None:
@@ -82,37 +186,34 @@ class Lexical:
 
         Both words' letters are left out one at a time (as in SymSpell, W. Garbe 2012), so that no list is scanned.
         """
-        if word in self.words or len(word) < 4 or not word.isalpha():
+        if len(word) < 4 or not word.isalpha() or self._postings(word):
             return None
         near = {w for short in _shortened(word) for w in self._near.get(short, ())}
         near = {w for w in near if _slips(word, w) == 1}
         return max(near, key=lambda w: (self._frequency(w), w), default=None)
 
     def _frequency(self, word: str) -> int:
-        n = self.words[word]
-        return int(self.starts[n + 1] - self.starts[n])
+        return sum(part.stop - part.start for _, _, part in self._postings(word))
 
     def names(self, text: str, mask: NDArray[np.bool_] | None = None) -> bool:
         """Whether one text (that passes ``mask``) has two thirds of the words asked for, those of every other text aside."""
         found = np.zeros(self.size, np.int32)
         asked = 0
         for w in set(words_of(text)):
-            n = self.words.get(w)
-            rows = self.rows[self.starts[n] : self.starts[n + 1]] if n is not None else self.rows[:0]
-            if len(rows) <= self.size / 2:
+            if self._frequency(w) <= self.size / 2:
                 asked += 1
-                found[rows] += 1
+                for begin, part, where in self._postings(w):
+                    found[part.rows[where] + begin] += 1
         best = found.max(initial=0) if mask is None else found[mask].max(initial=0)
         return bool(asked and 3 * int(best) >= 2 * asked)
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """BM25 of every text, (texts,), divided by the largest: 0 … 1."""
-        out = np.zeros(self.size, np.float32)
+        size = self.size
+        out = np.zeros(size, np.float32)
         for w in set(words_of(text)):
-            n = self.words.get(w)
-            if n is not None:
-                part = slice(self.starts[n], self.starts[n + 1])
-                found = part.stop - part.start
-                out[self.rows[part]] += np.log(1 + (self.size - found + 0.5) / (found + 0.5)) * self.gain[part]
+            found = self._frequency(w)
+            for begin, part, where in self._postings(w):
+                out[part.rows[where] + begin] += np.log(1 + (size - found + 0.5) / (found + 0.5)) * part.gain[where]
         best = out.max(initial=0.0)
         return out / best if best > 0 else out

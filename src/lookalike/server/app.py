@@ -7,6 +7,7 @@ import base64
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -52,6 +53,8 @@ from lookalike.stages import timed
 
 WEB = Path(__file__).parent.parent / "web"
 POLL_SECONDS = 1.0
+REINDEX_AGAIN = 600.0
+"""Seconds after which an index that could not be made is tried again."""
 log = logging.getLogger("lookalike")
 
 
@@ -188,8 +191,13 @@ class Parts(StaticFiles):
 
 
 async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
-    """Load a newer version when there is one. A failed load keeps the old one and is tried again."""
+    """Load a newer version when there is one. A failed load keeps the old one and is tried again.
+
+    An index that fell behind is made anew by a process of its own: it would take this one's time from searches.
+    """
     told, took = "", 0.0
+    maker: asyncio.subprocess.Process | None = None
+    pause = 0.0
     while True:
         # While the catalog grows with every second, loading it must not take the time that encoding needs.
         await asyncio.sleep(max(POLL_SECONDS, 10 * took if sync.running else 0))
@@ -198,6 +206,29 @@ async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
             await run_in_threadpool(lambda: catalog.snapshot().lexical)
             took = time.monotonic() - start
             told = ""
+            if maker is not None and maker.returncode is not None:
+                pause = 0.0 if maker.returncode == 0 else time.monotonic() + REINDEX_AGAIN
+                maker = None
+            if (
+                maker is None
+                and time.monotonic() > pause
+                and not sync.running
+                and await run_in_threadpool(catalog.behind)
+            ):
+                command = (
+                    sys.executable,
+                    "-m",
+                    "lookalike",
+                    "reindex",
+                    "--catalog",
+                    str(catalog.store.directory),
+                    "--json",
+                )
+                maker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        except asyncio.CancelledError:
+            if maker is not None and maker.returncode is None:
+                maker.terminate()
+            raise
         except Exception as error:
             if str(error) != told:  # once, not every second
                 told = str(error)
@@ -355,10 +386,12 @@ def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
         """The first products by id that pass the filter; without filter and offset, some spread evenly over the catalog."""
         snapshot = catalog.snapshot(refresh=False)
         mask = snapshot.mask(filters.parse(where) if where.strip() else None)
-        if mask is None and not offset:
-            chosen = np.unique(np.linspace(0, len(snapshot) - 1, min(limit, len(snapshot))).astype(int))
+        passing = snapshot.positions
+        if mask is snapshot.live and not offset:
+            chosen = passing[np.unique(np.linspace(0, len(passing) - 1, min(limit, len(passing))).astype(int))]
         else:
-            passing = np.arange(len(snapshot)) if mask is None else np.flatnonzero(mask)
+            if mask is not None:
+                passing = passing[mask[passing]]
             chosen = passing[offset : offset + limit]
             if offset + limit < len(passing):
                 following = urlencode({"where": where, "limit": limit, "offset": offset + limit})

@@ -88,7 +88,7 @@ class Meter(Collector):
         try:
             snapshot = self.catalog.snapshot(refresh=False)
             figures["products"] = "Products in the catalog.", len(snapshot)
-            figures["photos"] = "Photos in the catalog.", len(snapshot.photos)
+            figures["photos"] = "Photos in the catalog.", snapshot.photo_count
             figures["version"] = "Version of the catalog that answers.", snapshot.version
             figures["quarantined"] = "Inputs that could not be used.", len(self.catalog.quarantine())
         except LookalikeError as error:  # the other figures matter all the more then

@@ -177,6 +177,17 @@ class Column(BaseModel):
     role: str | None
 
 
+class IndexAnswer(BaseModel):
+    """What answers searches."""
+
+    kind: str = Field(examples=["exact"])
+    why: str
+    photos: int = Field(description="Photos that it holds.")
+    newer: int = Field(description="Photos written since, which are scanned.")
+    version: int
+    settings: dict[str, Any] = Field({}, description="How it was built and tuned, and what it finds.")
+
+
 class StatusAnswer(BaseModel):
     """What the catalog holds, and what this caller may do."""
 
@@ -188,6 +199,7 @@ class StatusAnswer(BaseModel):
     catalog_version: int
     drawn: bool = Field(description="Drawings, not photos.")
     encoder: EncoderAnswer
+    index: IndexAnswer
     columns: list[Column]
     feedback: bool = Field(False, description="Whether votes are kept.")
     colours: bool = Field(False, description="Whether the catalog knows its garments' colours.")

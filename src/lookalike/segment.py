@@ -1,0 +1,499 @@
+"""The rows of one catalog version as arrays, in order of product and position: in memory, or as derived files, memory-mapped.
+
+    DIR/generation.json       Lance's version and fragments, encoder, sizes of the files below
+    DIR/<column>.arrow        one column each (Arrow IPC): of photos, or of products
+    DIR/{first,address,key,key_row,vectors}.npy, DIR/words/
+
+Everything here is derived from the catalog's rows and can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from lookalike.errors import CatalogError, CatalogLocked, UsageError
+from lookalike.indexes import base as indexes
+from lookalike.indexes.lexical import Lexical
+from lookalike.store import COLOURS, PREFIX, Store
+
+OF_PHOTOS = ("lk_photo", "lk_path", "lk_digest", "lk_colours")
+"""Columns with a value for each photo; of the others that of a product's first photo is its own."""
+
+LAYOUT = 1
+"""Version of the derived files; those of another are made anew."""
+
+BLOCK = 65_536
+"""Rows read from the catalog at once."""
+
+SAMPLE = 20_000
+"""Photos that the covariance of the vectors is taken from."""
+
+WIDE = 2**31 - 1
+"""Bytes of text that one Arrow string array can hold."""
+
+SAVED_FROM = 100_000
+"""Photos from which on a catalog has derived files: fewer are read and scanned in no time."""
+
+ASKED = 200
+"""Titles that are asked for to measure an index."""
+
+Progress = Callable[[int, int], None]
+Stages = Callable[[str, int, int], None]
+
+
+class Column(Sequence[str]):
+    """A text column that is decoded one value at a time; a missing value is ""."""
+
+    def __init__(self, column: pa.ChunkedArray):
+        self.arrow = column
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [v or "" for v in self.arrow[at].to_pylist()]
+        return self.arrow[int(at)].as_py() or ""
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.arrow.iterchunks():
+            yield from (v or "" for v in chunk.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, Sequence) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass
+class Segment:
+    """Photos in order of (product id, position), and the products that they belong to.
+
+    Attributes:
+        photos: a row per photo: ``OF_PHOTOS``.
+        products: a row per product: ``lk_id``, ``lk_title`` and the source's columns; text as dictionaries.
+        first: (products + 1,) int64: where each product's photos begin; the last is the number of photos.
+        address: (photos,) uint64: Lance's address of each row, fragment in the upper half.
+        key: (photos,) uint64, sorted: the first 16 hex digits of each ``lk_photo``; ``key_row`` (photos,) is whose they are.
+        vectors: (photos, dim) float32, or what stands for them.
+        fragments: name of a fragment → its deletion file; what of the catalog's version is in here.
+        encoder: id of the encoder that made the vectors; "" where there are none.
+        directory: where the files are, or None for what is in memory alone.
+        index: over the vectors; None where they are scanned.
+        made: what ``generation.json`` says of the index.
+    """
+
+    photos: pa.Table
+    products: pa.Table
+    first: NDArray[np.int64]
+    address: NDArray[np.uint64]
+    key: NDArray[np.uint64]
+    key_row: NDArray[np.int64]
+    vectors: Any
+    fragments: dict[str, str]
+    version: int
+    encoder: str
+    directory: Path | None = None
+    index: Any = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @cached_property
+    def ids(self) -> Column:
+        """Ids of the products, ascending."""
+        return Column(self.products["lk_id"])
+
+    def product(self, identity: str) -> int:
+        """Position of a product, −1 where it is not here."""
+        low, high = 0, len(self.ids)
+        while low < high:
+            middle = (low + high) // 2
+            if self.ids[middle] < identity:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self.ids) and self.ids[low] == identity else -1
+
+    def photo(self, key: str) -> int:
+        """Row of a photo, −1 where it is not here."""
+        try:
+            wanted = np.uint64(int(key[:16], 16))
+        except (ValueError, OverflowError):
+            return -1
+        start = int(np.searchsorted(self.key, wanted))
+        while start < len(self.key) and self.key[start] == wanted:
+            row = int(self.key_row[start])
+            if self.photos["lk_photo"][row].as_py() == key:
+                return row
+            start += 1
+        return -1
+
+    @cached_property
+    def palettes(self) -> NDArray[np.uint8] | None:
+        """Colours of each photo (photos, COLOURS / 4, 4), shares of 0 where there are none; None where no photo has any."""
+        if "lk_colours" not in self.photos.column_names or self.photos["lk_colours"].null_count == len(self):
+            return None
+        column = self.photos["lk_colours"]
+        if column.null_count:
+            column = pc.fill_null(column, bytes(COLOURS))
+        parts = [
+            np.frombuffer(c.buffers()[1], np.uint8)[c.offset * COLOURS : (c.offset + len(c)) * COLOURS]
+            for c in column.iterchunks()
+        ]
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, COLOURS // 4, 4)
+
+    @cached_property
+    def lexical(self) -> Lexical:
+        """Words of titles, ids and text attributes; read from the files where they are there, else built."""
+        if self.directory is not None and (self.directory / "words").is_dir():
+            return Lexical.load(self.directory / "words")
+        return self.words()
+
+    def words(self, mean: float | None = None) -> Lexical:
+        """The same built anew, ``mean`` words in a text taken for usual."""
+        return Lexical(self._texts(), mean)
+
+    @cached_property
+    def covariance(self) -> NDArray[np.float32]:
+        """Of the vectors (dim, dim), from a sample of ``SAMPLE`` photos evenly spread over them."""
+        if self.directory is not None and (self.directory / "covariance.npy").is_file():
+            return np.asarray(np.load(self.directory / "covariance.npy"), np.float32)
+        sample = self.vectors[np.arange(0, len(self), max(1, len(self) // SAMPLE))]
+        centred = sample - sample.mean(0)
+        return np.asarray(centred.T @ centred / max(1, len(sample)), np.float32)
+
+    def _texts(self) -> Iterator[tuple[str, ...]]:
+        table = self.products
+        own = [c for c in table.column_names if not c.startswith(PREFIX) and pa.types.is_dictionary(table[c].type)]
+        columns = [_values(table[c]) for c in ("lk_title", "lk_id", *own)]
+        return zip(*columns, strict=True)
+
+
+def read(
+    dataset: Any, kinds: Sequence[str], encoder: str, *, directory: Path | None = None, vectors: bool = True,
+    rows: pa.Table | None = None, progress: Progress | None = None,
+) -> Segment:  # fmt: skip
+    """The rows of a version of the catalog, one column at a time.
+
+    Args:
+        dataset: ``Store.dataset()``, at the version that is wanted.
+        kinds: the columns that are text.
+        encoder: id of the encoder that made the vectors.
+        directory: an empty folder for the files; None to keep all in memory.
+        vectors: whether they are copied, too; else there are none.
+        rows: some of the version's rows, with their addresses; all are read by default.
+        progress: called with rows of vectors read and rows in all.
+    """
+
+    def some(*names: str, address: bool = False) -> pa.Table:
+        if rows is not None:
+            return rows
+        return dataset.scanner(columns=list(names), with_row_address=address).to_table()
+
+    keys = some("lk_id", "lk_position", address=True)
+    order = pc.sort_indices(keys, [("lk_id", "ascending"), ("lk_position", "ascending")])
+    ids = _whole(keys["lk_id"].take(order))
+    new = np.ones(len(ids), np.bool_)
+    if len(ids):
+        new[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(new)
+    first = np.append(starts, len(ids)).astype(np.int64)
+    address = np.asarray(keys["_rowaddr"].to_numpy(), np.uint64)[order.to_numpy()]
+    heads = order.take(pa.array(starts))
+    photos: dict[str, Any] = {}
+    products: dict[str, Any] = {"lk_id": _kept(ids.take(pa.array(starts)), "lk_id", directory)}
+    del ids, keys  # of many millions of photos each column is large
+    for name in dataset.schema.names:
+        told = unquote(name)
+        if name in OF_PHOTOS or name == "lk_title" or not name.startswith(PREFIX):
+            column = _whole(some(name)[name].take(order if name in OF_PHOTOS else heads))
+            if told in kinds and not name.startswith(PREFIX):
+                column = column.dictionary_encode()
+            (photos if name in OF_PHOTOS else products)[told] = _kept(column, told, directory)
+    key = _numbers(photos["lk_photo"])
+    row = np.argsort(key, kind="stable")
+    matrix = _vectors(dataset, rows, order.to_numpy(), directory, progress) if vectors else None
+    fragments = {name_of(f): str(f.deletion_file() or "") for f in dataset.get_fragments()}
+    segment = Segment(
+        pa.table(photos), pa.table(products), first, address, key[row], row.astype(np.int64), matrix, fragments,
+        dataset.version, encoder,
+    )  # fmt: skip
+    if directory is not None:
+        for name in ("first", "address", "key", "key_row"):
+            np.save(directory / f"{name}.npy", getattr(segment, name))
+        words = segment.lexical
+        (directory / "words").mkdir()
+        words.save(directory / "words")
+        segment.directory = directory
+    return segment
+
+
+def nothing(dim: int) -> Segment:
+    """No rows at all."""
+    none = pa.array([], pa.string())
+    photos = pa.table(dict.fromkeys(OF_PHOTOS[:3], none))
+    empty, no = np.empty(0, np.int64), np.empty(0, np.uint64)
+    products = pa.table({"lk_id": none, "lk_title": none})
+    return Segment(photos, products, np.zeros(1, np.int64), no, no, empty, np.empty((0, dim), np.float32), {}, 0, "")
+
+
+def name_of(fragment: Any) -> str:
+    """What tells a fragment from any other, also of another catalog: its number and its first file's name."""
+    return f"{fragment.fragment_id}/{fragment.metadata.files[0].path}"
+
+
+def seal(segment: Segment, more: dict[str, Any]) -> None:
+    """Write ``generation.json``, without which the files count as nothing; ``more`` is kept in it."""
+    directory = segment.directory
+    assert directory is not None
+    files = {p.relative_to(directory).as_posix(): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()}
+    content = {
+        "layout": LAYOUT,
+        "version": segment.version,
+        "encoder": segment.encoder,
+        "photos": list(segment.photos.column_names),
+        "products": list(segment.products.column_names),
+        "fragments": segment.fragments,
+        "files": files,
+        **more,
+    }
+    (directory / "generation.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+
+def load(directory: Path) -> Segment:
+    """The files of ``read`` and ``seal``, memory-mapped.
+
+    Raises:
+        OSError: they are not there.
+        ValueError: of another layout, or not whole.
+        CatalogError: the index cannot be read.
+        UsageError: what the index needs is not installed.
+    """
+    content = json.loads((directory / "generation.json").read_text("utf-8"))
+    if content.get("layout") != LAYOUT:
+        raise ValueError(f"{directory}: derived files of another layout")
+    for name, size in content["files"].items():
+        if (directory / name).stat().st_size != size:
+            raise ValueError(f"{directory / name}: not whole")
+    tables = ({n: _mapped(directory, n) for n in content[part]} for part in ("photos", "products"))
+    photos, products = (pa.table(columns) for columns in tables)
+    arrays = {n: np.load(directory / f"{n}.npy", mmap_mode="r") for n in ("first", "address", "key", "key_row")}
+    vectors = directory / "vectors.npy"
+    kind = content["index"]["kind"]
+    matrix: Any = np.load(vectors, mmap_mode="r") if vectors.is_file() else None
+    segment = Segment(
+        photos, products, vectors=matrix, fragments=content["fragments"], version=content["version"],
+        encoder=content["encoder"], directory=directory, **arrays,
+    )  # fmt: skip
+    segment.made = content["index"]
+    segment.index = None if kind == "exact" else indexes.load(kind, directory, matrix)
+    return segment
+
+
+def latest(cache: Path) -> Path | None:
+    """The folder of the newest generation of derived files in ``cache``, if there is one."""
+    try:
+        name: str = json.loads((cache / "current.json").read_text("utf-8"))["generation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cache / name
+
+
+def make(
+    store: Store, kind: str, memory: int, texts: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
+    progress: Stages | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a new generation of derived files beside the one in use, then put it in its place; nobody waits for it.
+
+    Args:
+        store: a catalog that exists.
+        kind: of the index: one of ``indexes.base.KINDS``; "" for the kind there is, if it was asked for by name, else ``auto``,
+            which chooses by size and memory.
+        memory: bytes that searching may use.
+        texts: makes vectors of titles, to measure what the index finds of what words ask for.
+        progress: called with what is being done, and how much of it is done and is to do.
+
+    Returns:
+        What ``generation.json`` says of the index: ``{"kind", "why", "asked", "settings", "seconds"}``.
+
+    Raises:
+        CatalogLocked: another process makes one.
+        CatalogError: the catalog cannot be read, or the files cannot be written.
+        UsageError: what the kind of index needs is not installed.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    cache, started = store.cache, time.monotonic()
+    with store.deriving():
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(cache / "reindex.lock", timeout=0):
+                return _made(store, cache, kind, memory, texts, tell, started)
+        except Timeout:
+            raise CatalogLocked(f"{cache}: another process makes the index anew; wait for that to end") from None
+
+
+def _made(
+    store: Store, cache: Path, kind: str, memory: int, texts: Any, tell: Stages, started: float
+) -> dict[str, Any]:  # fmt: skip
+    manifest, version = store.manifest(), store.version()
+    assert manifest is not None
+    dataset = store.dataset(version)
+    place = latest(cache)
+    old: Segment | None = None
+    if place is not None:
+        with contextlib.suppress(OSError, ValueError, CatalogError, UsageError):  # then all is computed
+            old = load(place)
+    asked = kind or (old.made["asked"] if old else "auto")
+    n = dataset.count_rows()
+    chosen, why = indexes.choose(n, manifest.dim, memory, store.local) if asked == "auto" else (asked, "asked for")
+    folder = cache / f"{version}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        kinds = [name for name, what in manifest.kinds.items() if what == "text"]
+        segment = read(
+            dataset, kinds, manifest.encoder_id, directory=folder, vectors=chosen != "ivf",
+            progress=lambda done, total: tell("reading", done, total),
+        )  # fmt: skip
+        report = lambda done, total: tell("index", done, total)  # noqa: E731
+        if old is not None and old.index is not None and old.index.kind == chosen and old.encoder == segment.encoder:
+            index = old.index.carried(segment.vectors, _carried(old, segment), report)
+        else:
+            index = indexes.build(chosen, segment.vectors, None, report)
+        queries = None
+        if texts is not None and n:
+            titles = [
+                segment.products["lk_title"][int(p)].as_py() for p in np.linspace(0, len(segment.first) - 2, ASKED)
+            ]
+            said = [t for t in dict.fromkeys(titles) if t]
+            queries = texts(said) if said else None
+        tell("recall", 0, 1)
+        index = indexes.tuned(index, segment.vectors, queries)
+        index.save(folder)
+        np.save(folder / "covariance.npy", segment.covariance)
+        tell("recall", 1, 1)
+        seconds = round(time.monotonic() - started, 1)
+        told = {"kind": chosen, "why": why, "asked": asked, "settings": index.settings, "seconds": seconds}
+        seal(segment, {"index": told})
+        part = cache / "current.json.part"
+        part.write_text(json.dumps({"generation": folder.name}), "utf-8")
+        part.replace(cache / "current.json")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for left in cache.iterdir():  # the one before stays: somebody may be about to open it
+        if left.is_dir() and left not in (folder, place):
+            shutil.rmtree(left, ignore_errors=True)
+    return told
+
+
+def _carried(old: Segment, new: Segment) -> NDArray[np.int64]:
+    """Which of the old rows has the same photo and vector as each new one, −1 where none (photos,)."""
+    at = np.minimum(np.searchsorted(old.key, new.key), max(0, len(old.key) - 1))
+    same = old.key[at] == new.key if len(old.key) else np.zeros(len(new.key), np.bool_)
+    out = np.full(len(new), -1, np.int64)
+    out[new.key_row[same]] = old.key_row[at[same]]
+    for start in range(0, len(out), BLOCK):
+        part = out[start : start + BLOCK]
+        known = np.flatnonzero(part >= 0)
+        equal = (new.vectors[start + known] == old.vectors[part[known]]).all(1)
+        part[known[~equal]] = -1
+    return out
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[str]:
+    """A column's texts, "" where missing; each value of a dictionary is decoded once."""
+    for chunk in column.iterchunks():
+        if pa.types.is_dictionary(chunk.type):
+            words = ["" if v is None else v for v in chunk.dictionary.to_pylist()]
+            words.append("")
+            yield from map(words.__getitem__, chunk.indices.fill_null(len(words) - 1).to_numpy().tolist())
+        else:
+            yield from (v or "" for v in chunk.to_pylist())
+
+
+def _whole(column: Any) -> Any:
+    """A column as one array; as large strings where its text is more than one array of strings holds."""
+    if pa.types.is_string(column.type) and column.nbytes >= WIDE:
+        column = column.cast(pa.large_string())
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else (
+        pa.array([], column.type)
+    )  # fmt: skip
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{quote(name, safe='')}.arrow"
+
+
+def _kept(column: Any, name: str, directory: Path | None) -> Any:
+    """The column; written to a file and mapped from there where there is a directory."""
+    if directory is None:
+        return column
+    table = pa.table({"values": column})
+    with pa.OSFile(str(_file(directory, name)), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return _mapped(directory, name)
+
+
+def _mapped(directory: Path, name: str) -> Any:
+    return _whole(pa.ipc.open_file(pa.memory_map(str(_file(directory, name)))).read_all()["values"])
+
+
+def _vectors(
+    dataset: Any, rows: pa.Table | None, order: NDArray[Any], directory: Path | None, progress: Progress | None
+) -> NDArray[np.float32]:
+    """The vectors in ``order``, a block at a time: however many there are, memory holds one."""
+    dim = dataset.schema.field("lk_vector").type.list_size
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    out: NDArray[np.float32]
+    if directory is None:
+        out = np.empty((len(order), dim), np.float32)
+    else:
+        out = np.lib.format.open_memmap(directory / "vectors.npy", "w+", np.float32, (len(order), dim))
+    done = 0
+    whole = dataset.scanner(columns=["lk_vector"], batch_size=BLOCK) if rows is None else rows.select(["lk_vector"])
+    for batch in whole.to_batches():
+        values = batch["lk_vector"].flatten().to_numpy(zero_copy_only=False)
+        out[place[done : done + len(batch)]] = values.reshape(-1, dim)
+        done += len(batch)
+        if progress:
+            progress(done, len(order))
+    if isinstance(out, np.memmap):
+        assert directory is not None
+        out.flush()
+        out = np.load(directory / "vectors.npy", mmap_mode="r")
+    return out
+
+
+def _numbers(keys: Any) -> NDArray[np.uint64]:
+    """The first 16 of the hexadecimal digits of each key, as a number (keys,)."""
+    out = np.empty(len(keys), np.uint64)
+    for start in range(0, len(keys), BLOCK):
+        digits = keys[start : start + BLOCK].to_pylist()
+        raw = bytes.fromhex("".join(k[:16] for k in digits))
+        out[start : start + len(digits)] = np.frombuffer(raw, ">u8")
+    return out

@@ -1,0 +1,302 @@
+"""Base, delta and derived files against the catalog read whole: every question has the same answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lookalike
+from lookalike import segment, snapshot, where
+from lookalike.errors import CatalogError, CatalogLocked, NotFound, UsageError
+from lookalike.indexing import photo_key
+from lookalike.snapshot import Snapshot
+from lookalike.store import Manifest, Store, schema
+from lookalike.types import Query
+
+DIM = 16
+COLOURS = ["Red", "Blue", "Green", "Black"]
+
+
+class Shop:
+    """A catalog that is written below the encoder, and the rows that it should have."""
+
+    def __init__(self, directory: Path, products: int, seed: int = 0):
+        self.rng = np.random.default_rng(seed)
+        self.store = Store(directory)
+        kinds = {"colour": "text", "price": "number", "new": "flag"}
+        self.store.create(Manifest("fake", "fake-1", DIM, {"colour": "colour", "price": "price"}, kinds))
+        self.write([f"p{n:05d}" for n in range(products)])
+
+    def write(self, ids: list[str], photos: int = 0, replaces: bool = False) -> None:
+        """Products with one to three photos each; ``replaces`` those that are there."""
+        rows = [(i, n) for i in ids for n in range(photos or int(self.rng.integers(1, 4)))]
+        vectors = self.rng.normal(size=(len(rows), DIM)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        value = {
+            i: (self.rng.choice(COLOURS), float(self.rng.integers(5, 90)), bool(self.rng.random() < 0.5)) for i in ids
+        }
+        palette = self.rng.integers(0, 256, (len(rows), 16), np.uint8)
+        ours = {
+            "lk_photo": [photo_key(i, n) for i, n in rows],
+            "lk_id": [i for i, _ in rows],
+            "lk_position": [n for _, n in rows],
+            "lk_title": [f"{value[i][0]} thing {i[-2:]}" for i, _ in rows],
+            "lk_source": ["here"] * len(rows),
+            "lk_path": [f"/photos/{i}-{n}.jpg" for i, n in rows],
+            "lk_digest": [f"{self.rng.integers(1 << 40):032x}" for _ in rows],
+            "lk_size": [1] * len(rows),
+            "lk_mtime": [1] * len(rows),
+            "lk_colours": [p.tobytes() for p in palette],
+            "lk_encoder": ["fake-1"] * len(rows),
+        }
+        wanted = schema(DIM)
+        arrays = [pa.array(v, wanted.field(k).type) for k, v in ours.items()]
+        arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM))
+        own = [pa.array([value[i][n] for i, _ in rows]) for n in range(3)]
+        fields = [
+            *wanted,
+            pa.field("colour", pa.string()),
+            pa.field("price", pa.float64()),
+            pa.field("new", pa.bool_()),
+        ]
+        self.store.commit(pa.Table.from_arrays([*arrays, *own], schema=pa.schema(fields)), replaces=replaces)
+
+    def drop(self, ids: list[str]) -> None:
+        rows = self.store.rows(["lk_photo", "lk_id"]).to_pylist()
+        self.store.delete(r["lk_photo"] for r in rows if r["lk_id"] in ids)
+
+    def drop_photo(self, identity: str, position: int) -> None:
+        self.store.delete([photo_key(identity, position)])
+
+
+def same(one: Snapshot, other: Snapshot, rng: np.random.Generator) -> None:
+    """Asserts that two snapshots answer alike, whatever is asked."""
+    order = other.positions
+    ids = [other.ids[n] for n in order]
+    assert ids == [one.ids[n] for n in one.positions] == sorted(ids)
+    assert len(one) == len(other) == len(ids)
+    assert one.photo_count == other.photo_count
+    mine = {one.ids[n]: n for n in one.positions}
+    for identity in ids[:: max(1, len(ids) // 25)]:
+        a, b = one.product(identity), other.product(identity)
+        assert a == mine[identity]
+        assert [one.photos[r] for r in one.rows(a)] == [other.photos[r] for r in other.rows(b)]
+        assert [one.digests[r] for r in one.rows(a)] == [other.digests[r] for r in other.rows(b)]
+        assert np.array_equal(one.vectors[list(one.rows(a))], other.vectors[list(other.rows(b))])
+        assert one.attributes_of([a]) == other.attributes_of([b])
+        assert one.titles[a] == other.titles[b]
+        row = one.photo(other.photos[other.rows(b)[0]])
+        assert row == one.rows(a)[0]
+        assert np.array_equal(one.palettes[row], other.palettes[other.rows(b)[0]])
+    assert one.facets() == other.facets()
+    for expression in ("colour = 'red'", "price < 20 and not new", "id in ('p00003', 'p00007')", "title like '%1'"):
+        tree = where.parse(expression)
+        passing = [{s.ids[n] for n in np.flatnonzero(s.mask(tree))} for s in (one, other)]
+        assert passing[0] == passing[1], expression
+        assert one.facets(tree) == other.facets(tree)
+        for wanted in (5, 1000):
+            query = rng.normal(size=DIM).astype(np.float32)
+            query /= np.linalg.norm(query)
+            found = [
+                [(s.ids[f.product], round(f.score, 5)) for f in s.rank(query, s.mask(tree)).top(wanted)]
+                for s in (one, other)
+            ]
+            assert found[0] == found[1], expression
+    hue = [s.wardrobe.closeness(np.array([200, 30, 60], np.uint8)) for s in (one, other)]
+    found = [[s.ids[f.product] for f in s.rank(None, colour=c).top(20)] for s, c in zip((one, other), hue, strict=True)]
+    assert found[0] == found[1]
+
+
+def changes(shop: Shop) -> list[str]:
+    """One change after another; yields what it was."""
+    known = [f"p{n:05d}" for n in range(60)]
+
+    def compact() -> None:
+        shop.store.compact(force=True)
+
+    steps = {
+        "new products": lambda: shop.write([f"a{n:03d}" for n in range(5)] + ["z1", "p00003x"]),
+        "products replaced": lambda: shop.write(known[3:6], replaces=True),
+        "one removed": lambda: shop.drop([known[10]]),
+        "a photo more": lambda: shop.write([known[12]], photos=4, replaces=True),
+        "its first photo gone": lambda: shop.drop_photo(known[12], 0),
+        "compacted": compact,
+        "a new one removed": lambda: shop.drop(["a001", "z1"]),
+        "removed and back": lambda: (shop.drop([known[20]]), shop.write([known[20]])),
+        "compacted again": compact,
+    }
+    for name, step in steps.items():
+        step()
+        yield name
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_a_newer_version_is_the_base_and_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: bool):
+    monkeypatch.setattr(snapshot, "DELTA_FROM", 10)
+    monkeypatch.setattr(snapshot, "OUTGROWN", 10.0)
+    shop = Shop(tmp_path / "c", 60)
+    if files:
+        segment.make(shop.store, "exact", 1 << 30)
+    now = Snapshot(shop.store)
+    base = now.base
+    assert (base.directory is not None) == files
+    for name in changes(shop):
+        now = Snapshot(shop.store, now)
+        assert now.base is base, name  # and not read anew
+        assert now.delta is not None, name
+        same(now, Snapshot(shop.store, whole=True), np.random.default_rng(1))
+    with pytest.raises(NotFound):
+        now.product("p00010")
+    with pytest.raises(NotFound):
+        now.photo(photo_key("p00010", 0))
+    opened = lookalike.open(tmp_path / "c")
+    if files:
+        same(opened.snapshot(), now, np.random.default_rng(2))
+        assert opened.status()["index"]["newer"] == len(now.delta)
+
+
+def test_what_changed_much_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(snapshot, "DELTA_FROM", 10)
+    shop = Shop(tmp_path / "c", 60)
+    before = Snapshot(shop.store)
+    shop.write(["x1"])
+    now = Snapshot(shop.store, before)
+    assert now.base is before.base
+    assert not now.outgrown
+    shop.write([f"y{n}" for n in range(20)])
+    now = Snapshot(shop.store, now)
+    assert now.base is not before.base
+    assert now.delta is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "lsh", "hnsw"])
+def test_an_index_answers_as_the_scan_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.setattr(snapshot, "OUTGROWN", 10.0)
+    shop = Shop(tmp_path / "c", 60)
+    told = segment.make(shop.store, kind, 1 << 30)
+    assert told["kind"] == kind
+    assert told["settings"]["recall"]["photos"] >= 0.99
+    now = Snapshot(shop.store)
+    assert now.base.index.kind == kind
+    now.base.index.gathered = 0  # or so few would be scanned
+    for _ in changes(shop):
+        now = Snapshot(shop.store, now)
+        same(now, Snapshot(shop.store, whole=True), np.random.default_rng(1))
+    again = segment.make(shop.store, "", 1 << 30)
+    assert again["kind"] == kind  # as it was asked for last
+    now = Snapshot(shop.store, now)
+    assert now.delta is None
+    same(now, Snapshot(shop.store, whole=True), np.random.default_rng(3))
+
+
+def test_words_and_colours_are_mixed_in_where_an_index_answers(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 300)
+    whole = Snapshot(shop.store, whole=True)
+    segment.make(shop.store, "lsh", 1 << 30)
+    shop.write(["new1", "new2"])
+    near, plain = Snapshot(shop.store), Snapshot(shop.store, whole=True)
+    assert len(near) == len(plain) == len(whole) + 2
+    rng = np.random.default_rng(5)
+    for n in range(5):
+        query = rng.normal(size=DIM).astype(np.float32)
+        query /= np.linalg.norm(query)
+        answers = []
+        for s in (near, plain):
+            words = s.lexical.scores("red thing 17")
+            hue = s.wardrobe.closeness(np.array([40, 60, 200], np.uint8))
+            share, pull = ((0.3, 0.0), (0.3, 0.7), (0.0, 1.0), (1.0, 0.0), (0.5, 0.2))[n]
+            found = s.rank(query, None, (), words, share, hue, pull).top(30)
+            answers.append([(s.ids[f.product], round(f.score, 4)) for f in found])
+            assert found == s.rank(query, None, (), words, share, hue, pull).top(400)[:30]
+        assert (
+            len(set(answers[0]) & set(answers[1])) >= 28
+        )  # the words' weights differ a little in what was written since
+
+
+def test_searches_go_on_with_what_is_there_while_the_index_is_made(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 60)
+    catalog = lookalike.open(tmp_path / "c")
+    seen: list[tuple[str, str | None]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        now = catalog.snapshot()
+        seen.append((stage, now.base.directory and now.base.directory.name))
+        if stage == "index" and len(shop.store.rows()) < 300:
+            shop.write([f"w{n}" for n in range(200)])  # a writer does not wait either
+            with pytest.raises(CatalogLocked, match="another process makes"):
+                segment.make(shop.store, "exact", 1 << 30)
+
+    segment.make(shop.store, "lsh", 1 << 30, None, progress)
+    assert {name for _, name in seen} == {None}
+    assert {"reading", "index", "recall"} <= {stage for stage, _ in seen}
+    now = catalog.snapshot()
+    assert now.base.index.kind == "lsh"
+    assert len(now) == 260
+    assert now.outgrown
+
+
+def test_damaged_files_are_left_aside_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    shop = Shop(tmp_path / "c", 60)
+    segment.make(shop.store, "lsh", 1 << 30)
+    place = segment.latest(shop.store.cache)
+    with (place / "vectors.npy").open("r+b") as file:
+        file.truncate(100)
+    now = Snapshot(shop.store)
+    assert now.base.directory is None
+    assert "lookalike reindex" in caplog.text
+    same(now, Snapshot(shop.store, whole=True), np.random.default_rng(1))
+    segment.make(shop.store, "", 1 << 30)
+    assert Snapshot(shop.store).base.directory is not None
+    (shop.store.cache / "current.json").write_text("{")
+    assert Snapshot(shop.store).base.directory is None
+
+
+def test_two_generations_are_kept_and_a_killed_one_leaves_nothing_in_use(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 20)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "recall":
+            raise KeyboardInterrupt
+
+    for _ in range(4):
+        segment.make(shop.store, "lsh", 1 << 30)
+    with pytest.raises(KeyboardInterrupt):
+        segment.make(shop.store, "lsh", 1 << 30, None, stop)
+    folders = [p for p in shop.store.cache.iterdir() if p.is_dir()]
+    assert len(folders) == 2
+    assert segment.latest(shop.store.cache) in folders
+    content = json.loads((segment.latest(shop.store.cache) / "generation.json").read_text())
+    assert content["index"]["asked"] == "lsh"
+
+
+def test_settings_that_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catalog: lookalike.Catalog):
+    with pytest.raises(UsageError, match="no such kind"):
+        catalog.reindex("btree")
+    monkeypatch.setenv("LOOKALIKE_MEMORY", "much")
+    with pytest.raises(UsageError, match="LOOKALIKE_MEMORY is 'much'"):
+        catalog.reindex()
+    monkeypatch.setenv("LOOKALIKE_MEMORY", "2 GiB")
+    assert catalog.reindex()["kind"] == "exact"
+    with pytest.raises(CatalogError, match="no catalog there"):
+        lookalike.open(tmp_path / "none").reindex()
+
+
+def test_a_reindexed_catalog_answers_queries_of_all_kinds(catalog: lookalike.Catalog, tmp_path: Path):
+    photo = tmp_path / "img" / "0b.jpg"
+    queries = [
+        Query(text="red shirt", k=12),
+        Query(image=photo, k=12, fold=True),
+        Query(text="red", like=("p01",), k=5, diversity=0.3),
+        Query(text="shirt", lexical=0.3, where="gender = 'women'", sort="price"),
+        Query(colour="#c81e3a"),
+        Query(text="blue", colour="#c81e3a", not_like=("p02",), up=("p03",)),
+    ]
+    before = [[h.id for h in catalog.answer(q).hits] for q in queries]
+    catalog.reindex("lsh")
+    catalog.snapshot().base.index.gathered = 0
+    assert catalog.status()["index"]["kind"] == "lsh"
+    assert [[h.id for h in catalog.answer(q).hits] for q in queries] == before
