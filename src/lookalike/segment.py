@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from lookalike.errors import CatalogError, CatalogLocked, UsageError
 from lookalike.indexes import base as indexes
-from lookalike.indexes.lexical import Lexical
+from lookalike.indexes.lexical import Coded, Lexical
 from lookalike.store import COLOURS, PREFIX, Store
 
 OF_PHOTOS = ("lk_photo", "lk_path", "lk_digest", "lk_colours")
@@ -173,7 +173,14 @@ class Segment:
 
     def words(self, mean: float | None = None) -> Lexical:
         """The same built anew, ``mean`` words in a text taken for usual."""
-        return Lexical(self._texts(), mean)
+        table = self.products
+        coded: list[Coded] = []
+        for name in table.column_names:
+            if not name.startswith(PREFIX) and pa.types.is_dictionary(table[name].type):
+                column = _whole(table[name])
+                codes = column.indices.cast(pa.int64()).fill_null(-1).to_numpy()
+                coded.append((["" if v is None else v for v in column.dictionary.to_pylist()], codes))
+        return Lexical(zip(Column(table["lk_title"]), self.ids, strict=True), coded, mean)
 
     @cached_property
     def covariance(self) -> NDArray[np.float32]:
@@ -183,12 +190,6 @@ class Segment:
         sample = self.vectors[np.arange(0, len(self), max(1, len(self) // SAMPLE))]
         centred = sample - sample.mean(0)
         return np.asarray(centred.T @ centred / max(1, len(sample)), np.float32)
-
-    def _texts(self) -> Iterator[tuple[str, ...]]:
-        table = self.products
-        own = [c for c in table.column_names if not c.startswith(PREFIX) and pa.types.is_dictionary(table[c].type)]
-        columns = [_values(table[c]) for c in ("lk_title", "lk_id", *own)]
-        return zip(*columns, strict=True)
 
 
 def read(
@@ -420,17 +421,6 @@ def _carried(old: Segment, new: Segment) -> NDArray[np.int64]:
         equal = (new.vectors[start + known] == old.vectors[part[known]]).all(1)
         part[known[~equal]] = -1
     return out
-
-
-def _values(column: pa.ChunkedArray) -> Iterator[str]:
-    """A column's texts, "" where missing; each value of a dictionary is decoded once."""
-    for chunk in column.iterchunks():
-        if pa.types.is_dictionary(chunk.type):
-            words = ["" if v is None else v for v in chunk.dictionary.to_pylist()]
-            words.append("")
-            yield from map(words.__getitem__, chunk.indices.fill_null(len(words) - 1).to_numpy().tolist())
-        else:
-            yield from (v or "" for v in chunk.to_pylist())
 
 
 def _whole(column: Any) -> Any:

@@ -145,16 +145,17 @@ class Snapshot:
         dataset = store.dataset(self.version)
         kinds = [name for name, kind in manifest.kinds.items() if kind == "text"]
         with store.reading():
-            self._check(dataset, manifest, store)
             base = None if whole else self._base(store, before, manifest)
             if base is not None:
                 gone, fresh = _changed(base, dataset)
+                self._check(dataset, fresh, manifest, store)
                 if not fresh and not gone.any():
                     return base, None, None
                 grown = int(gone.sum()) + sum(f.count_rows() for f in fresh)
                 if base.directory is not None or grown <= OUTGROWN * len(base):
                     delta, dead = _delta(base, dataset, kinds, gone, fresh)
                     return base, delta, dead
+            self._check(dataset, dataset.get_fragments(), manifest, store)
             return segments.read(dataset, kinds, manifest.encoder_id), None, None
 
     def _base(self, store: Store, before: Snapshot | None, manifest: Manifest) -> Segment | None:
@@ -173,11 +174,13 @@ class Snapshot:
             return None
         return last if last.directory is not None or len(last) >= DELTA_FROM else None
 
-    def _check(self, dataset: Any, manifest: Manifest, store: Store) -> None:
-        others = dataset.scanner(
-            columns=["lk_encoder"], filter=f"lk_encoder != {_quoted(manifest.encoder_id)}", limit=1
-        )
-        made_by = others.to_table()["lk_encoder"].to_pylist()
+    def _check(self, dataset: Any, fragments: Sequence[Any], manifest: Manifest, store: Store) -> None:
+        """Refuse vectors of another encoder in what was not read before."""
+        if not fragments:
+            return
+        other = f"lk_encoder != {_quoted(manifest.encoder_id)}"
+        found = dataset.scanner(columns=["lk_encoder"], filter=other, limit=1, fragments=list(fragments))
+        made_by = found.to_table()["lk_encoder"].to_pylist()
         if made_by:
             raise CatalogError(
                 f"{store.directory}: its vectors were made by {made_by[0]}, its catalog.json says "

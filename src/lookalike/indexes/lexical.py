@@ -6,7 +6,6 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 
 K1, B = 1.2, 0.75
 
-REPEATED = 100_000
-"""Different texts whose words are remembered while counting."""
+Coded = tuple[Sequence[str], NDArray[np.int64]]
+"""The different values of a column, and which of them each row has (rows,): −1 where none."""
 _WORD = re.compile(r"\w+")
 
 
@@ -30,8 +29,26 @@ def singular(noun: str) -> str:
 
 def words_of(text: str) -> tuple[str, ...]:
     """A text's words as they are compared: small letters, no hyphens, the longer ones in the singular."""
-    found = _WORD.findall(text.casefold().replace("-", ""))
-    return tuple(singular(w) if len(w) > 3 and w.isalpha() else w for w in found)
+    return tuple(map(_compared, _raw(text)))
+
+
+def _raw(text: str) -> list[str]:
+    return _WORD.findall(text.casefold().replace("-", ""))
+
+
+def _compared(word: str) -> str:
+    return singular(word) if len(word) > 3 and word.isalpha() else word
+
+
+class _Numbers(dict[str, int]):
+    """Words as they are written → the numbers of those that they are compared as."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = self.words.setdefault(_compared(word), len(self.words))
+        return number
 
 
 def _shortened(word: str) -> Iterable[str]:
@@ -70,32 +87,36 @@ class _Part:
         )
 
     @classmethod
-    def of(cls, texts: Iterable[str | Sequence[str]], mean: float | None) -> _Part:
-        """Count the words of texts, or of their parts; ``mean`` is the usual number of words, by default that of these."""
-        words: dict[str, int] = {}
-        known: dict[str, tuple[int, ...]] = {}  # attributes say the same again and again
-        postings, owners, lengths = array("q"), array("q"), array("l")
-        for row, text in enumerate(texts):
-            length = 0
+    def of(cls, texts: Iterable[str | Sequence[str]], coded: Sequence[Coded], mean: float | None) -> _Part:
+        """Count the words of texts, or of their parts, and of columns that say the same again and again (``coded``).
+
+        ``mean`` is the usual number of words, by default that of these.
+        """
+        number = _Numbers()
+        postings, lengths = array("q"), array("l")
+        for text in texts:
+            before = len(postings)
             for part in (text,) if isinstance(text, str) else text:
-                found = known.get(part)
-                if found is None:
-                    found = tuple(words.setdefault(w, len(words)) for w in words_of(part))
-                    if len(known) < REPEATED:
-                        known[part] = found
-                postings.extend(found)
-                length += len(found)
-            owners.extend(repeat(row, length))
-            lengths.append(length)
+                postings.extend(map(number.__getitem__, _raw(part)))
+            lengths.append(len(postings) - before)
         size = len(lengths)
-        order = sorted(words)
-        place = np.empty(len(words), np.int64)
-        place[np.fromiter((words[w] for w in order), np.int64, len(order))] = np.arange(len(order))
-        keys = place[np.frombuffer(postings, np.int64)] * max(1, size) + np.frombuffer(owners, np.int64)
+        long = np.asarray(lengths, np.int64)
+        word, owner = [np.frombuffer(postings, np.int64)], [np.repeat(np.arange(size), long)]
+        for values, codes in coded:
+            said = [[number[w] for w in _raw(value)] for value in values] + [[]]  # the last for what is missing: −1
+            many = np.array([len(s) for s in said])[codes]
+            begin = np.cumsum([0, *(len(s) for s in said)])[:-1][codes]
+            within = np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)
+            word.append(np.array([w for s in said for w in s], np.int64)[np.repeat(begin, many) + within])
+            owner.append(np.repeat(np.arange(size), many))
+            long = long + many
+        order = sorted(number.words)
+        place = np.empty(len(order), np.int64)
+        place[np.fromiter((number.words[w] for w in order), np.int64, len(order))] = np.arange(len(order))
+        keys = place[np.concatenate(word)] * max(1, size) + np.concatenate(owner)
         unique, counts = np.unique(keys, return_counts=True)
-        word, rows = np.divmod(unique, max(1, size))
-        starts = np.searchsorted(word, np.arange(len(words) + 1))
-        long = np.asarray(lengths, np.float32)
+        word_of, rows = np.divmod(unique, max(1, size))
+        starts = np.searchsorted(word_of, np.arange(len(order) + 1))
         usual = mean or max(1.0, float(long.mean()) if size else 1.0)
         gain = counts * (K1 + 1) / (counts + K1 * (1 - B + B * long[rows] / usual))
         return cls(pa.array(order, pa.string()), starts, rows.astype(np.int32), gain.astype(np.float32), size, usual)
@@ -120,8 +141,10 @@ class _Part:
 class Lexical:
     """An inverted index over short texts; those of several segments of a catalog are asked as one."""
 
-    def __init__(self, texts: Iterable[str | Sequence[str]], mean: float | None = None):
-        self.parts = [_Part.of(texts, mean)]
+    def __init__(
+        self, texts: Iterable[str | Sequence[str]], coded: Sequence[Coded] = (), mean: float | None = None
+    ):  # fmt: skip
+        self.parts = [_Part.of(texts, coded, mean)]
 
     @classmethod
     def joined(cls, several: Sequence[Lexical]) -> Lexical:
