@@ -127,6 +127,11 @@ class Segment:
 
     def product(self, identity: str) -> int:
         """Position of a product, −1 where it is not here."""
+        at = self.place(identity)
+        return at if at < len(self.ids) and self.ids[at] == identity else -1
+
+    def place(self, identity: str) -> int:
+        """Position of the first product whose id is not smaller."""
         low, high = 0, len(self.ids)
         while low < high:
             middle = (low + high) // 2
@@ -134,7 +139,7 @@ class Segment:
                 low = middle + 1
             else:
                 high = middle
-        return low if low < len(self.ids) and self.ids[low] == identity else -1
+        return low
 
     def photo(self, key: str) -> int:
         """Row of a photo, −1 where it is not here."""
@@ -300,10 +305,10 @@ def load(directory: Path) -> Segment:
             raise ValueError(f"{directory / name}: not whole")
     tables = ({n: _mapped(directory, n) for n in content[part]} for part in ("photos", "products"))
     photos, products = (pa.table(columns) for columns in tables)
-    arrays = {n: np.load(directory / f"{n}.npy", mmap_mode="r") for n in ("first", "address", "key", "key_row")}
+    arrays: dict[str, Any] = {n: _array(directory, n) for n in ("first", "address", "key", "key_row")}
     vectors = directory / "vectors.npy"
     kind = content["index"]["kind"]
-    matrix: Any = np.load(vectors, mmap_mode="r") if vectors.is_file() else None
+    matrix: Any = _array(directory, "vectors") if vectors.is_file() else None
     segment = Segment(
         photos, products, vectors=matrix, fragments=content["fragments"], version=content["version"],
         encoder=content["encoder"], directory=directory, **arrays,
@@ -434,6 +439,12 @@ def _whole(column: Any) -> Any:
     )  # fmt: skip
 
 
+def _array(directory: Path, name: str) -> NDArray[Any]:
+    """An array's file, mapped: as a plain array, since numpy's own class for it makes each look-up slow."""
+    mapped: NDArray[Any] = np.load(directory / f"{name}.npy", mmap_mode="r").view(np.ndarray)
+    return mapped
+
+
 def _file(directory: Path, name: str) -> Path:
     return directory / f"{quote(name, safe='')}.arrow"
 
@@ -475,7 +486,7 @@ def _vectors(
     if isinstance(out, np.memmap):
         assert directory is not None
         out.flush()
-        out = np.load(directory / "vectors.npy", mmap_mode="r")
+        out = _array(directory, "vectors")
     return out
 
 

@@ -500,15 +500,28 @@ class Snapshot:
         masks = (None, None) if allowed is None else (allowed[:cut], allowed[cut:])
         return np.concatenate([exact.scan(s.vectors, query, m) for s, m in zip(self._parts, masks, strict=True)])
 
-    def near(self, query: NDArray[np.float32], n: int, allowed: NDArray[np.bool_] | None) -> NDArray[np.intp]:
-        """Rows that likely hold the ``n`` photos nearest to a query (dim,) of the ``allowed`` (photos,); all of the delta's."""
+    @cached_property
+    def rank_of(self) -> NDArray[np.float64] | None:
+        """What puts positions in order of id (products,), or None where they are."""
+        if self.delta is None:
+            return None
+        places = np.array([self.base.place(i) for i in self.delta.ids], np.float64)  # ascending, as the ids are
+        return np.append(np.arange(self._begin[0]), places - 0.5 + np.arange(len(places)) / (2 * max(1, len(places))))
+
+    def near(
+        self, query: NDArray[np.float32], n: int, allowed: NDArray[np.bool_] | None, least: int = 0
+    ) -> NDArray[np.intp]:  # fmt: skip
+        """Rows that likely hold the ``n`` photos nearest to a query (dim,) of the ``allowed`` (photos,); all of the delta's.
+
+        At least ``least`` of the base's, where so many are allowed.
+        """
         index, cut = self.base.index, self._begin[1]
         inside, after = (None, None) if allowed is None else (allowed[:cut], allowed[cut:])
         late = np.arange(cut, len(self.photos)) if after is None else cut + np.flatnonzero(after)
         if inside is not None and np.count_nonzero(inside) <= max(n, index.gathered):
             return np.append(np.flatnonzero(inside), late)
         rerank = index.settings["rerank"]
-        wanted = max(n, rerank["least"], int(np.ceil(rerank["per_hit"] * n)))
+        wanted = max(n, least, rerank["least"], int(np.ceil(rerank["per_hit"] * n)))
         return np.append(np.sort(index.candidates(query, wanted, inside)), late)
 
 
@@ -539,8 +552,7 @@ class Scan:
     def top(self, k: int) -> list[Found]:
         """The ``k`` best, equal ones in order of id."""
         found = []
-        rank = None if self.snapshot.delta is None else self.snapshot.ids.__getitem__
-        for product in exact.top(self.order, k, rank).tolist():
+        for product in exact.top(self.order, k, self.snapshot.rank_of).tolist():
             rows = self.snapshot.rows(product)
             row = rows[0] if len(rows) == 1 else rows[int(np.argmax(self.mixed[rows.start : rows.stop]))]
             found.append(Found(product, row, float(self.scores[row]), float(self.order[product])))
@@ -567,7 +579,7 @@ class Reach:
 
     def top(self, k: int) -> list[Found]:
         """The ``k`` best, equal ones in order of id."""
-        reach = k if self.words is None and self.colour is None else max(k, LEAST_REACH)
+        reach = k
         while self._reached < self.there and (self._reached < reach or len(self._order) < k):
             if self._reached >= reach:  # several photos of the same products
                 reach = 4 * self._reached
@@ -578,12 +590,13 @@ class Reach:
 
     def _bring(self, reach: int) -> None:
         snapshot = self.snapshot
-        rows = [snapshot.near(self.query, reach, self.allowed)]
+        least = 0 if self.words is None and self.colour is None else LEAST_REACH
+        rows = [snapshot.near(self.query, reach, self.allowed, least)]
         if self.colour is not None:
             seen = self.colour if self.allowed is None else np.where(self.allowed, self.colour, -np.inf)
-            rows.append(exact.top(seen, reach))
+            rows.append(exact.top(seen, max(least, reach)))
         if self.words is not None:
-            said = exact.top(np.where(self.words > 0, self.words, -np.inf), reach)
+            said = exact.top(np.where(self.words > 0, self.words, -np.inf), max(least, reach))
             own = np.concatenate(
                 [np.arange(r.start, r.stop) for r in map(snapshot.rows, said.tolist())] or [rows[0][:0]]
             )
@@ -602,8 +615,8 @@ class Reach:
         product = owner[heads]
         if self.words is not None:
             order = (1 - self.share) * order + self.share * self.words[product]
-        rank = None if snapshot.delta is None else (lambda n: snapshot.ids[int(product[n])])
-        by = exact.top(order, len(order), rank)
+        rank = snapshot.rank_of
+        by = exact.top(order, len(order), None if rank is None else rank[product])
         self._order, self._rows, self._scores, self._values = product[by], row[best[by]], scores[best[by]], order[by]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +25,7 @@ def scan(
     return scores
 
 
-def top(scores: NDArray[np.float32], k: int, rank: Callable[[int], Any] | None = None) -> NDArray[np.intp]:
+def top(scores: NDArray[np.float32], k: int, rank: NDArray[np.float64] | None = None) -> NDArray[np.intp]:
     """Positions of the ``k`` largest scores, best first, equal ones by ``rank`` (by default their positions); −inf never is."""
     k = min(k, len(scores))
     if k <= 0:
@@ -36,10 +33,6 @@ def top(scores: NDArray[np.float32], k: int, rank: Callable[[int], Any] | None =
     # Everything at least as good as the k-th, so that ties at the edge are cut in a fixed order.
     edge = np.partition(scores, len(scores) - k)[len(scores) - k]
     rows = np.flatnonzero(scores >= edge) if edge > -np.inf else np.flatnonzero(scores > -np.inf)
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
-    if rank is not None:
-        values = scores[rows]
-        equal = np.flatnonzero(values[1:] == values[:-1])
-        if len(equal):
-            rows = np.array(sorted(rows.tolist(), key=lambda n: (-scores[n], rank(n))), np.intp)
-    return rows[:k]
+    if rank is None:
+        return rows[np.argsort(-scores[rows], kind="stable")][:k]
+    return rows[np.lexsort((rank[rows], -scores[rows]))][:k]
