@@ -234,6 +234,27 @@ def test_hostile_bodies_are_refused_and_the_server_goes_on(client: TestClient):
     assert answer.status_code == 200  # a form whose photo was left empty
 
 
+@pytest.mark.slow
+def test_an_index_that_fell_behind_is_made_beside_the_server(
+    catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lookalike.server.app.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("lookalike.segment.SAVED_FROM", 5)
+    monkeypatch.setenv("LOOKALIKE_INDEX", "lsh")
+    with TestClient(create_app(catalog, hosts=HOSTS)) as client:
+        kinds = []
+        for _ in range(600):
+            assert client.get("/api/search?text=red").status_code == 200
+            kinds.append(client.get("/api/status").json()["index"]["kind"])
+            if kinds[-1] == "lsh":
+                break
+            time.sleep(0.05)
+        assert (kinds[0], kinds[-1]) == ("exact", "lsh")
+        hits = client.get("/api/search?text=red+shirt&k=12").json()["hits"]
+    assert [h["id"] for h in hits] == [h.id for h in catalog.search("red shirt", k=12)]
+    assert not catalog.behind()
+
+
 def test_the_old_version_answers_while_the_new_one_cannot_be_read(
     catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -196,43 +197,44 @@ async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
     An index that fell behind is made anew by a process of its own: it would take this one's time from searches.
     """
     told, took = "", 0.0
-    maker: asyncio.subprocess.Process | None = None
+    maker: subprocess.Popen[bytes] | None = None
     pause = 0.0
-    while True:
-        # While the catalog grows with every second, loading it must not take the time that encoding needs.
-        await asyncio.sleep(max(POLL_SECONDS, 10 * took if sync.running else 0))
-        start = time.monotonic()
-        try:
-            await run_in_threadpool(lambda: catalog.snapshot().lexical)
-            took = time.monotonic() - start
-            told = ""
-            if maker is not None and maker.returncode is not None:
-                pause = 0.0 if maker.returncode == 0 else time.monotonic() + REINDEX_AGAIN
-                maker = None
-            if (
-                maker is None
-                and time.monotonic() > pause
-                and not sync.running
-                and await run_in_threadpool(catalog.behind)
-            ):
-                command = (
-                    sys.executable,
-                    "-m",
-                    "lookalike",
-                    "reindex",
-                    "--catalog",
-                    str(catalog.store.directory),
-                    "--json",
-                )
-                maker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
-        except asyncio.CancelledError:
-            if maker is not None and maker.returncode is None:
-                maker.terminate()
-            raise
-        except Exception as error:
-            if str(error) != told:  # once, not every second
-                told = str(error)
-                log.warning("the new version of the catalog cannot be read, the old one goes on answering: %s", told)
+    try:
+        while True:
+            # While the catalog grows with every second, loading it must not take the time that encoding needs.
+            await asyncio.sleep(max(POLL_SECONDS, 10 * took if sync.running else 0))
+            start = time.monotonic()
+            try:
+                await run_in_threadpool(lambda: catalog.snapshot().lexical)
+                took = time.monotonic() - start
+                told = ""
+                if maker is not None and maker.poll() is not None:
+                    pause = time.monotonic() + REINDEX_AGAIN if maker.returncode else 0.0
+                    maker = None
+                idle = maker is None and not sync.running and time.monotonic() > pause
+                if idle and await run_in_threadpool(catalog.behind):
+                    maker = subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-m",
+                            "lookalike",
+                            "reindex",
+                            "--catalog",
+                            str(catalog.store.directory),
+                            "--json",
+                        ],
+                        stdout=subprocess.DEVNULL,
+                    )
+            except Exception as error:
+                if str(error) != told:  # once, not every second
+                    told = str(error)
+                    log.warning(
+                        "the new version of the catalog cannot be read, the old one goes on answering: %s", told
+                    )
+    finally:
+        if maker is not None and maker.poll() is None:
+            maker.terminate()
+            maker.wait()
 
 
 def _errors(app: FastAPI) -> None:
