@@ -94,6 +94,8 @@ def build(
     Raises:
         UsageError: no such kind or setting, or what it needs is not installed.
     """
+    if kind == "ivf":
+        raise UsageError("index ivf: it is made of a catalog's rows (build_ivf), not of an array")
     try:
         index: Index = _class(kind).build(vectors, progress, **(settings or {}))
     except TypeError as error:
@@ -135,12 +137,17 @@ def read_settings(directory: Path, kind: str, vectors: Vectors) -> dict[str, Any
 
 
 def _class(kind: str) -> Any:
-    from lookalike.indexes import flat, hnsw, lsh
+    from lookalike.indexes import flat, hnsw, ivf, lsh
 
-    known = {"exact": flat.Exact, "int8": flat.Int8, "lsh": lsh.Lsh, "hnsw": hnsw.Hnsw}
+    known = {"exact": flat.Exact, "int8": flat.Int8, "lsh": lsh.Lsh, "hnsw": hnsw.Hnsw, "ivf": ivf.Ivf}
     if kind not in known:
         raise UsageError(f"index {kind!r}: no such kind; there are {', '.join(KINDS)}")
     return known[kind]
+
+
+def over_fetched(n: int, share: float) -> int:
+    """Rows to fetch so that ``n`` of them pass a filter that passes ``share`` of all by chance (three deviations more)."""
+    return math.ceil((n + 3 * math.sqrt(n * (1 - share))) / share)
 
 
 def search(
@@ -253,7 +260,7 @@ def tuned(
         "photos": (np.ascontiguousarray(vectors[selves]), selves)
     }
     if queries is not None and len(queries):
-        asked["texts"] = (np.asarray(queries[:sample], np.float32), None)
+        asked["texts"] = (np.asarray(queries[:: -(-len(queries) // sample)], np.float32), None)
     many = min(10 * k, n - 1)
     edge = {name: edges(vectors, q, [k, many], own) for name, (q, own) in asked.items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookalike.errors import UsageError
-from lookalike.indexes.base import Progress, Vectors, efforts, write_settings
+from lookalike.indexes.base import Progress, Vectors, efforts, over_fetched, write_settings
 from lookalike.indexes.exact import scan, top
 from lookalike.indexes.flat import largest, rounded
 
@@ -25,18 +25,21 @@ STEP = 12
 
 
 class Hnsw:
-    """usearch's index under keys of our own: rows change their numbers with each generation, keys stay."""
+    """usearch's index, in which rows of the same code are one: as neighbours of each other they would close the way out.
+
+    A code's key is its hash, so that rows may change their numbers with each generation.
+    """
 
     kind = "hnsw"
     gathered = 10_000
 
-    def __init__(self, graph: Any, keys: NDArray[np.int64], vectors: Vectors, settings: dict[str, Any]):
-        """``keys`` (rows,): the key of each row in the graph."""
+    def __init__(self, graph: Any, keys: NDArray[np.uint64], vectors: Vectors, settings: dict[str, Any]):
+        """``keys`` (rows,): the key of each row's code."""
         self.graph, self.keys, self.vectors, self.settings = graph, keys, vectors, settings
         self.graph.expansion_search = 1  # as many steps as rows are wanted
         self.ladder = efforts()
-        self.row = np.full(int(keys.max(initial=-1)) + 1, -1, np.int64)
-        self.row[keys] = np.arange(len(keys))
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
 
     @classmethod
     def build(
@@ -66,17 +69,9 @@ class Hnsw:
         graph = _usearch()(
             ndim=vectors.shape[1], metric="ip", dtype="i8", connectivity=connectivity, expansion_add=expansion
         )
-        index = cls(graph, np.arange(len(vectors)), vectors, settings)
-        index._add(np.arange(len(vectors)), progress)
-        return index
-
-    def _add(self, rows: NDArray[np.intp], progress: Progress | None) -> None:
-        for start in range(0, len(rows), ADDED):
-            part = rows[start : start + ADDED]
-            codes = rounded(self.vectors[part], self.settings["scale"])
-            self.graph.add(self.keys[part], codes, threads=self.settings["threads"])
-            if progress:
-                progress(start + len(part), len(rows))
+        keys = np.empty(len(vectors), np.uint64)
+        settings["seen"] = _add(graph, keys, vectors, np.arange(len(vectors)), settings, progress)
+        return cls(graph, keys, vectors, settings)
 
     @classmethod
     def load(cls, directory: Path, vectors: Vectors, settings: dict[str, Any]) -> Hnsw:
@@ -89,7 +84,7 @@ class Hnsw:
     @property
     def nbytes(self) -> int:
         """Of graph and keys."""
-        return int(self.graph.serialized_length) + self.keys.nbytes + self.row.nbytes
+        return int(self.graph.serialized_length) + 3 * self.keys.nbytes
 
     def candidates(
         self, query: NDArray[np.float32], n: int, allowed: NDArray[np.bool_] | None = None
@@ -99,45 +94,88 @@ class Hnsw:
         Where fetching would cost more than scoring what passes, that is done: the graph is of no help where the filter passes
         only what is far from the query.
         """
-        if not len(self.keys):
+        passing = len(self.keys) if allowed is None else int(np.count_nonzero(allowed))
+        if not passing:
             return np.empty(0, np.intp)
-        share = 1.0 if allowed is None else np.count_nonzero(allowed) / max(1, len(allowed))
+        n = min(n, passing)
         code = rounded(query, (float(np.abs(query).max(initial=0)) or 1.0) / 127)
-        fetched = min(n, len(self.keys)) if allowed is None else int(1.5 * n / max(share, 1e-9))
-        while allowed is None or fetched * STEP < share * len(self.keys):
-            found = self.row[np.asarray(self.graph.search(code, fetched, threads=1).keys, np.int64)]
+        fetched = over_fetched(n, passing / len(self.keys))
+        while allowed is None or fetched * STEP < passing:
+            found = self._rows(np.asarray(self.graph.search(code, fetched, threads=1).keys, np.uint64))
             if allowed is None:
-                return found
+                return found[:n]
             found = found[allowed[found]]
             if len(found) >= n:
                 return found[:n]
             fetched *= 3
         return top(scan(self.vectors[:], query, allowed), n)
 
+    def _rows(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """All rows of these codes, in the order of the codes, then their own."""
+        first, last = np.searchsorted(self._sorted, keys), np.searchsorted(self._sorted, keys, "right")
+        counts = last - first
+        ends = np.cumsum(counts)
+        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(last - ends, counts)
+        return np.asarray(self._order[at], np.intp)
+
     def carried(self, vectors: Vectors, old: NDArray[np.int64], progress: Progress | None = None) -> Hnsw:
-        """The graph without what is gone and with what is new; all anew once it has seen twice as many rows as it holds."""
+        """The graph without what is gone and with what is new; all anew once half of what it saw is gone."""
         fresh = np.flatnonzero(old < 0)
-        keys = np.empty(len(old), np.int64)
-        keys[old >= 0] = self.keys[old[old >= 0]]
-        keys[fresh] = len(self.row) + np.arange(len(fresh))
-        if len(self.row) + len(fresh) > 2 * len(old):
-            usual = {name: self.settings[name] for name in ("connectivity", "expansion", "threads")}
+        settings = deepcopy(self.settings)
+        if settings["seen"] + len(fresh) > 2 * len(old):
+            usual = {name: settings[name] for name in ("connectivity", "expansion", "threads")}
             index = Hnsw.build(vectors[:], progress, **usual)
-            index.settings.update({name: self.settings[name] for name in ("rerank", "recall") if name in self.settings})
+            index.settings.update({name: settings[name] for name in ("rerank", "recall") if name in settings})
             return index
         graph = self.graph.copy()
+        keys = np.empty(len(old), np.uint64)
+        keys[old >= 0] = self.keys[old[old >= 0]]
+        settings["seen"] += _add(graph, keys, vectors, fresh, settings, progress)
         gone = np.setdiff1d(self.keys, keys)
         if len(gone):
             graph.remove(gone)
-        index = Hnsw(graph, keys, vectors, deepcopy(self.settings))
-        index._add(fresh, progress)
-        return index
+        return Hnsw(graph, keys, vectors, settings)
 
     def save(self, directory: Path) -> None:
         """Graph and keys."""
         self.graph.save(str(directory / "hnsw.usearch"))
         np.save(directory / "keys.npy", self.keys)
         write_settings(directory, self, len(self.keys))
+
+
+def _add(
+    graph: Any,
+    keys: NDArray[np.uint64],
+    vectors: Vectors,
+    rows: NDArray[np.intp],
+    settings: dict[str, Any],
+    progress: Progress | None,
+) -> int:
+    """Put the codes of these rows into the graph where they are new, and their keys into ``keys``; how many were new."""
+    seen = 0
+    for start in range(0, len(rows), ADDED):
+        part = rows[start : start + ADDED]
+        codes = rounded(vectors[part], settings["scale"])
+        keys[part] = _hashes(codes)
+        found, first = np.unique(keys[part], return_index=True)
+        first = np.sort(first[~np.atleast_1d(graph.contains(found))])
+        if len(first):
+            graph.add(keys[part][first], codes[first], threads=settings["threads"])
+            seen += len(first)
+        if progress:
+            progress(start + len(part), len(rows))
+    return seen
+
+
+def _hashes(codes: NDArray[np.int8]) -> NDArray[np.uint64]:
+    """63 bits of each code (n, dim), by multiplying and shifting its 64-bit words."""
+    words = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.int8)
+    words[:, : codes.shape[1]] = codes
+    out = np.zeros(len(codes), np.uint64)
+    for column in words.view(np.uint64).T:
+        out = (out ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        out ^= out >> np.uint64(29)
+    return np.asarray(out >> np.uint64(1), np.uint64)  # the largest key is usearch's own
 
 
 def _usearch() -> Any:
