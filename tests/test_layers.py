@@ -11,7 +11,7 @@ import lookalike
 ROOT = Path(lookalike.__file__).parent
 LAYERS = [
     {"errors"},
-    {"types"},
+    {"types", "objects"},
     {"images", "colours", "where", "store", "indexes", "feedback", "stages"},
     {"sources", "encoders", "demo"},
     {"segment"},

@@ -30,7 +30,8 @@ class Catalog:
         """Open, or prepare to create, the catalog in ``directory``.
 
         Args:
-            directory: made at the first ``index`` where it does not exist.
+            directory: a path, or an address of object storage (``s3://bucket/prefix``); made at the first ``index`` where it
+                does not exist.
             encoder: a name, a directory, or an encoder; by default the one the catalog was made with, else ``builtin``.
             threads: cores that one encoding may use, 0 for all.
 
@@ -206,7 +207,7 @@ class Catalog:
 
     @property
     def _downloads(self) -> Path:
-        return self.store.directory.absolute() / "downloads"
+        return self.store.local.absolute() / "downloads"
 
     def web(
         self, allow_hosts: Iterable[str] = (), cache: str | Path | None = None, progress: Progress | None = None
@@ -215,7 +216,8 @@ class Catalog:
 
         Args:
             allow_hosts: names of own servers that may have private addresses: ``images.local``, ``images.local:8080``.
-            cache: where fetched files are kept; ``downloads`` in the catalog's directory by default.
+            cache: where fetched files are kept; by default ``downloads`` in the catalog's directory, or in its local
+                cache where it is on object storage.
             progress: called with photos fetched and photos in all.
 
         Raises:

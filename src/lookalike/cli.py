@@ -33,7 +33,13 @@ app = typer.Typer(
 )
 
 CatalogDir = Annotated[
-    Path, typer.Option("--catalog", envvar="LOOKALIKE_CATALOG", help="The catalog's directory.", show_default=True)
+    str,
+    typer.Option(
+        "--catalog",
+        envvar="LOOKALIKE_CATALOG",
+        help="The catalog: a directory, or s3://BUCKET/PREFIX.",
+        show_default=True,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")]
 EncoderName = Annotated[
@@ -56,7 +62,7 @@ Cache = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(envvar="LOOKALIKE_CACHE", help="Where fetched photos are kept; by default in the catalog."),
 ]
-HERE = Path("lookalike.catalog")
+HERE = "lookalike.catalog"
 
 
 def main() -> None:
@@ -81,7 +87,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _open(directory: Path, encoder: str | None = None, must_exist: bool = True) -> Catalog:
+def _open(directory: str | Path, encoder: str | None = None, must_exist: bool = True) -> Catalog:
     from lookalike.catalog import Catalog
 
     catalog = Catalog(directory, encoder)
@@ -876,7 +882,7 @@ def train_ensemble(
         typer.echo(f"written to {out}; use it: lookalike index {source} --encoder {out} --catalog NEW")
 
 
-def _votes(catalog: Path) -> list[Vote]:
+def _votes(catalog: str) -> list[Vote]:
     """A catalog's votes. Raises InputError where there are none."""
     from lookalike.feedback import read
 
@@ -1039,7 +1045,7 @@ def evaluate_compare(
         whole = protocol.of_snapshot(snapshot, _listed(label) or ["category"])
         shelf, rows = whole.some(some(list(snapshot.ids)))
         known = (snapshot.manifest.encoder_id if snapshot.manifest else "", snapshot.photo_vectors[rows])
-        what = f" of {catalog.resolve().name}"
+        what = f" of {catalog.rstrip('/').rpartition('/')[2]}"
     else:
         source = _local(data, _roles(map_ or []))
         source.products = [source.products[n] for n in some([p.id for p in source.products])]
@@ -1059,7 +1065,7 @@ def _say(what: str) -> None:
     typer.echo(f"measuring {what} …", err=True)
 
 
-def _measured(data: Path | None, directory: Path, encoder: str | None, quiet: bool) -> Catalog:
+def _measured(data: Path | None, directory: str, encoder: str | None, quiet: bool) -> Catalog:
     """The catalog that a protocol runs over, brought in step with ``data`` first."""
     opened = _open(directory, encoder, must_exist=data is None)
     if data is not None:

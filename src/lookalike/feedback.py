@@ -1,4 +1,5 @@
-"""What visitors found good or bad, kept beside the catalog for fine-tuning: DIR/feedback.jsonl, one line a vote.
+"""What visitors found good or bad, kept beside the catalog for fine-tuning: DIR/feedback.jsonl, one line a vote; on object
+storage an object a vote.
 
 A line has the product, the vote, the words and products that were asked for, and the time in whole minutes. Nothing says who
 voted, and no photo that somebody gave is kept. ``LOOKALIKE_FEEDBACK=off`` keeps nothing.
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lookalike import objects
 from lookalike.errors import CatalogError, InputError
 
 FILE = "feedback.jsonl"
@@ -54,27 +56,26 @@ def vote(product: str, vote: str, query: Mapping[str, Any]) -> Vote:
     )
 
 
-def keep(directory: Path, vote: Vote) -> None:
+def keep(directory: Path | str, vote: Vote) -> None:
     """Append a vote: one write, so that several servers may do it at once. Raises CatalogError where it cannot be written."""
     line = json.dumps(asdict(vote), ensure_ascii=False) + "\n"
+    folder = objects.at(directory)
     try:
-        with (directory / FILE).open("ab", buffering=0) as file:
-            file.write(line.encode())
+        folder.append(FILE, line)
     except OSError as error:
-        raise CatalogError(f"{directory / FILE}: the vote cannot be kept ({error.strerror})") from error
+        raise CatalogError(f"{folder.where(FILE)}: the vote cannot be kept ({error.strerror})") from error
 
 
-def read(directory: Path) -> list[Vote]:
+def read(directory: Path | str) -> list[Vote]:
     """The votes that stand, in their order: of several on one product for one query the last, unless it took them back.
 
     Raises:
         InputError: a line is damaged, with its number. The last line may be half written and is then left out.
     """
-    file = directory / FILE
+    folder = objects.at(directory)
+    file = folder.where(FILE)
     try:
-        lines = file.read_text("utf-8").split("\n")
-    except FileNotFoundError:
-        return []
+        lines = folder.appended(FILE).decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from error
     latest: dict[tuple[str, str, tuple[str, ...]], Vote] = {}

@@ -373,7 +373,7 @@ def _made(
             old = load(place)
     asked = kind or (old.made["asked"] if old else "auto")
     n = dataset.count_rows()
-    chosen, why = indexes.choose(n, manifest.dim, memory, store.local) if asked == "auto" else (asked, "asked for")
+    chosen, why = indexes.choose(n, manifest.dim, memory, not store.remote) if asked == "auto" else (asked, "asked for")
     folder = cache / f"{version}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:

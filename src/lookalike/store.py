@@ -1,5 +1,7 @@
 """The durable catalog: one directory, one row per photo, in Lance format (https://lancedb.github.io/lance/).
 
+DIR is a local directory or a prefix of an object store (``objects.py``).
+
     DIR/catalog.json      format version, encoder, column roles; written once, replaced whole
     DIR/photos.lance/     the rows: product, photo, attributes, vector
     DIR/quarantine.json   what could not be used, and why; replaced whole
@@ -7,10 +9,12 @@
     DIR/keys.json         API keys, as hashes (``server.keys``)
     DIR/downloads/        photos fetched from the web (``sources/web.py``)
     DIR/index/            files derived from the rows, to search large catalogs (``segment``)
-    DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who
+    DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who, and is the lock itself
+                          on object storage
 
 Knows nothing of images, encoders or searches. Lance itself never calls fsync, and two writers can duplicate keys: each
-commit here is made durable before it is acknowledged, and is made under one lock.
+commit here is made durable before it is acknowledged, and is made under one lock. What an object store has acknowledged is
+durable.
 """
 
 from __future__ import annotations
@@ -18,10 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
-import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,7 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
+from lookalike import objects
 from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch
 from lookalike.types import Quarantined
 
@@ -49,6 +51,9 @@ COMPACT_AT = 24
 
 KEEP_VERSIONS = timedelta(minutes=10)
 """Readers of an older version go on reading it for this long."""
+
+STAMP_SECONDS = 1.0
+"""How long a stamp on object storage is held to be true, where a look costs two requests."""
 
 
 def schema(dim: int) -> pa.Schema:
@@ -101,34 +106,48 @@ ARROW = {"text": pa.string(), "number": pa.float64(), "flag": pa.bool_()}
 
 
 class Store:
-    """One catalog directory. Reading needs no lock; writing happens inside ``with store.writing():``."""
+    """One catalog. Reading needs no lock; writing happens inside ``with store.writing():``.
+
+    ``directory`` is its path, or its address; ``local`` the directory here for what is no part of it but belongs to it.
+    """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
-        if re.match(r"[A-Za-z][\w+.-]+:/", str(directory)):
-            raise CatalogError(f"{directory}: an address; catalogs are kept in a local directory so far")
+        """Open, or prepare to create.
+
+        Raises:
+            CatalogError: the directory holds something else, or is an address of a kind that is not known.
+            UsageError: an address, while obstore is not installed.
+        """
+        self.folder = objects.at(directory)
+        self._stamp: tuple[float, tuple[int, int, int]] | None = None
+        self._lease = objects.Lock()
+        if isinstance(self.folder, objects.Remote):
+            self.directory: Path | str = self.folder.address
+            self.local = objects.cache(self.folder.address)
+            self.photos: Path | str = f"{self.folder.address}/photos.lance"
+            self.options: dict[str, str] | None = self.folder.options
+            return
+        self.directory = self.local = self.folder.path
         # Absolute, because Lance would take the "a:" of a relative a:b for a protocol.
         self.photos = self.directory.absolute() / "photos.lance"
+        self.options = None
         if self.directory.exists() and not self.directory.is_dir():
             raise CatalogError(f"{self.directory}: a file, not a catalog directory; give another --catalog")
-        if self.directory.is_dir() and not self.exists and any(self._foreign()):
-            raise CatalogError(
-                f"{self.directory}: not a catalog (no catalog.json, but other files); give an empty or new directory"
-            )
-
-    local = True
-    """Whether the catalog lies on this machine's disk."""
+        if self.directory.is_dir() and not self.exists and self._foreign({p.name for p in self.directory.iterdir()}):
+            raise CatalogError(_NOT_OURS.format(self.directory))
 
     @property
     def cache(self) -> Path:
-        """Where files derived from the rows are kept (``segment``); they can be removed at any time."""
-        return self.directory.absolute() / "index"
+        """The local directory of what is derived from the rows, and can be made again."""
+        return self.local.absolute() / "index"
 
     @property
-    def _manifest(self) -> Path:
-        return self.directory / "catalog.json"
+    def remote(self) -> bool:
+        """Whether it is on object storage."""
+        return isinstance(self.folder, objects.Remote)
 
-    def _foreign(self) -> Iterator[Path]:
+    @staticmethod
+    def _foreign(names: set[str]) -> set[str]:
         ours = {
             "writer.lock",
             "writer.json",
@@ -140,12 +159,13 @@ class Store:
             "index",
         }
         ours |= {"feedback.jsonl", "keys.json", "keys.json.part", "keys.lock"}  # may be there before the first photo is
-        return (p for p in self.directory.iterdir() if p.name not in ours)
+        return {n for n in names - ours if not n.startswith(("keys-writer.", "writer.try-"))}
 
     @property
     def exists(self) -> bool:
         """Whether anything was ever committed here."""
-        return self._manifest.is_file()
+        with self._errors(reading=True):
+            return self.folder.stamp(_MANIFEST) is not None
 
     def manifest(self) -> Manifest | None:
         """The manifest, or None for a catalog that does not exist yet.
@@ -153,10 +173,12 @@ class Store:
         Raises:
             CatalogError: ``catalog.json`` is damaged, or of a later format.
         """
-        if not self.exists:
-            return None
+        file = self.folder.where(_MANIFEST)
         try:
-            content = json.loads(self._manifest.read_text("utf-8"))
+            text = self.folder.read(_MANIFEST)
+            if text is None:
+                return None
+            content = json.loads(text.decode("utf-8"))
             if content.get("format", 0) > FORMAT:
                 raise CatalogError(
                     f"{self.directory}: of format {content['format']}, this version reads up to {FORMAT}; upgrade lookalike"
@@ -165,9 +187,9 @@ class Store:
                 raise ValueError("roles and kinds must be objects")
             return Manifest(**content)
         except OSError as error:
-            raise CatalogError(f"{self._manifest}: cannot be read ({error.strerror}); check its permissions") from error
+            raise CatalogError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CatalogError(f"{self._manifest}: damaged ({error}); {_MEND}") from error
+            raise CatalogError(f"{file}: damaged ({error}); {_MEND}") from error
 
     def create(self, manifest: Manifest) -> None:
         """Make an empty catalog: the empty table first, so that a catalog with a manifest always has one.
@@ -178,20 +200,20 @@ class Store:
         import lance
 
         with self._errors():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if self.photos.exists():  # left by a creation that was killed, unless it holds rows
+            if self._entries("photos.lance"):  # left by a creation that was killed, unless it holds rows
                 with contextlib.suppress(ValueError, OSError):
-                    if lance.dataset(str(self.photos)).count_rows():
+                    if lance.dataset(str(self.photos), storage_options=self.options).count_rows():
                         raise CatalogError(f"{self.directory}: photos.lance is here but catalog.json is gone; {_MEND}")
-                shutil.rmtree(self.photos)
-            lance.write_dataset(schema(manifest.dim).empty_table(), str(self.photos), mode="create")
+                self._discard("photos.lance")
+            empty = schema(manifest.dim).empty_table()
+            lance.write_dataset(empty, str(self.photos), mode="create", storage_options=self.options)
             self._make_durable(set())
         self.write_manifest(manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace ``catalog.json``, durably."""
         with self._errors():
-            _replace(self._manifest, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+            self.folder.replace(_MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
 
     def check_encoder(self, encoder_id: str) -> None:
         """Refuse vectors of another encoder.
@@ -217,7 +239,7 @@ class Store:
         import lance
 
         with self._errors(reading=True):
-            dataset = lance.dataset(str(self.photos))
+            dataset = lance.dataset(str(self.photos), storage_options=self.options)
             gone = set(schema(1).names) - {"lk_colours"} - set(dataset.schema.names)  # catalogs from before colours
             if gone:  # a manifest of zeros opens as a table without columns
                 raise ValueError(f"photos.lance lacks the columns {', '.join(sorted(gone))}")
@@ -232,24 +254,46 @@ class Store:
         return self._errors(reading=True)
 
     def version(self) -> int:
-        """Version of the latest commit; 0 where there is none. Costs one directory listing."""
-        try:
-            with self._errors(reading=True), os.scandir(self.photos / "_versions") as entries:
-                names = [e.name.removesuffix(".manifest") for e in entries if e.name.endswith(".manifest")]
-        except CatalogError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return 0
-            raise
+        """Version of the latest commit; 0 where there is none. Costs one listing of a directory."""
+        with self._errors(reading=True):
+            names = [e.removesuffix(".manifest") for e in self._entries("photos.lance/_versions")]
         # Lance counts down from 2⁶⁴ − 1, so that the latest sorts first.
         return max((2**64 - 1 - int(n) for n in names if n.isdigit()), default=0)
 
     def stamp(self) -> tuple[int, int, int]:
-        """Changes with every commit, and when another catalog is put in this one's place."""
+        """Changes with every commit, and when another catalog is put in this one's place.
+
+        On object storage others' changes are seen ``STAMP_SECONDS`` later at most.
+        """
+        if self._stamp is not None and time.monotonic() - self._stamp[0] < STAMP_SECONDS:
+            return self._stamp[1]
+        looked = time.monotonic()
         try:
-            status = self._manifest.stat()
+            manifest = self.folder.stamp(_MANIFEST)
         except OSError:
+            manifest = None
+        if manifest is None:
             return 0, 0, 0
-        return self.version(), status.st_ino, status.st_mtime_ns
+        found = (self.version(), manifest[0], manifest[1])
+        if self.remote:
+            self._stamp = looked, found
+        return found
+
+    def _entries(self, name: str = "") -> set[str]:
+        """Names in a directory of the catalog; none where it does not exist."""
+        if isinstance(self.folder, objects.Remote):
+            return self.folder.entries(name and f"{name}/")
+        try:
+            with os.scandir(self.folder.path / name) as entries:
+                return {e.name for e in entries}
+        except FileNotFoundError:
+            return set()
+
+    def _discard(self, name: str) -> None:
+        if isinstance(self.folder, objects.Remote):
+            self.folder.delete(self.folder.under(f"{name}/"))
+        else:
+            shutil.rmtree(self.folder.path / name)
 
     def rows(self, columns: list[str] | None = None, version: int | None = None) -> pa.Table:
         """Rows as Arrow; an empty table with our columns where the catalog does not exist yet.
@@ -277,11 +321,10 @@ class Store:
         return [Quarantined(e["item"], e["reason"], source) for source, entries in found for e in entries]
 
     def _quarantine(self) -> dict[str, list[dict[str, str]]]:
-        file = self.directory / "quarantine.json"
-        if not file.is_file():
-            return {}
+        file = self.folder.where(_QUARANTINE)
         try:
-            content: dict[str, list[dict[str, str]]] = json.loads(file.read_text("utf-8"))
+            text = self.folder.read(_QUARANTINE)
+            content: dict[str, list[dict[str, str]]] = json.loads(text.decode("utf-8")) if text is not None else {}
             for entries in content.values():
                 [(e["item"], e["reason"]) for e in entries]
         except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
@@ -292,33 +335,26 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, purpose: str = "index") -> Iterator[None]:
-        """Hold the catalog's one write lock.
+        """Hold the catalog's one write lock; on object storage a lease, which each write checks.
 
         Raises:
             CatalogLocked: another process holds it; the message names it.
             CatalogError: the directory cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        with self._errors():
-            self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory / "writer.lock")
-        holder = self.directory / "writer.json"
-        with self._errors():
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise CatalogLocked(
-                    f"{self.directory}: {_who(holder)} is writing to it; wait for that to end, or stop it, and try again"
-                ) from None
-        try:
-            me = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose, "since": time.strftime("%F %T")}
+        with contextlib.ExitStack() as stack:
             with self._errors():
-                _replace(holder, json.dumps(me))
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+                if self.remote and not self.exists and self._foreign(self._entries()):
+                    raise CatalogError(_NOT_OURS.format(self.directory))
+                try:
+                    self._lease = stack.enter_context(self.folder.lock("writer", purpose))
+                except objects.Busy as busy:
+                    raise CatalogLocked(
+                        f"{self.directory}: {busy} is writing to it; wait for that to end, or stop it, and try again"
+                    ) from None
+            try:
+                yield
+            finally:
+                self._lease = objects.Lock()
 
     def commit(self, rows: pa.Table, *, replaces: bool, gone: Iterable[str] = ()) -> None:
         """Add rows, or put them in the place of those with the same ``lk_photo`` where ``replaces``: one atomic commit.
@@ -343,7 +379,7 @@ class Store:
                     merge = merge.when_not_matched_by_source_delete(_among(gone))
                 merge.execute(_with_all(rows, dataset.schema))
             else:
-                lance.write_dataset(rows, str(self.photos), mode="append")
+                lance.write_dataset(rows, str(self.photos), mode="append", storage_options=self.options)
             self._make_durable(before)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -364,7 +400,7 @@ class Store:
         if entries:
             content[source] = [{"item": _printable(e.item), "reason": _printable(e.reason)} for e in entries]
         with self._errors():
-            _replace(self.directory / "quarantine.json", json.dumps(content, indent=1, ensure_ascii=False))
+            self.folder.replace(_QUARANTINE, json.dumps(content, indent=1, ensure_ascii=False))
 
     def compact(self, *, force: bool = False) -> bool:
         """Merge small fragments and drop versions older than ten minutes, where that is due."""
@@ -379,20 +415,24 @@ class Store:
         return True
 
     def _files(self) -> set[str]:
-        return {str(p) for p in self.photos.rglob("*") if p.is_file()}
+        return set() if self.remote else {str(p) for p in Path(self.photos).rglob("*") if p.is_file()}
 
     def _make_durable(self, before: set[str]) -> None:
         """Fsync what is new, data before the manifests that name it, and the directories that hold them."""
+        if self.remote:
+            return
         new = sorted(self._files() - before, key=lambda p: (p.endswith(".manifest"), p))
         folders = {str(Path(p).parent) for p in new} | {str(self.photos), str(self.directory)}
         for path in [*new, *sorted(folders)]:
             with contextlib.suppress(FileNotFoundError):
-                _fsync(path)
+                objects.fsync(path)
 
     @contextlib.contextmanager
     def _errors(self, reading: bool = False) -> Iterator[None]:
         """Lance's and the system's errors as one of ours that names the catalog and the mend."""
         try:
+            if not reading:
+                self._lease.check()
             yield
         except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
             message = str(error)
@@ -402,10 +442,19 @@ class Store:
                 ) from error
             if isinstance(error, PermissionError) or "ermission denied" in message or "Read-only" in message:
                 raise CatalogError(f"{self.directory}: cannot be written ({message}); check its permissions") from error
+            if self.remote and (why := objects.explained(message)):
+                raise CatalogError(f"{self.directory}: {why}") from error
             short = message.split(", /")[0].split("\n")[0][:300]
             mend = _MEND if reading else "nothing of this batch was kept, what was there before is untouched"
             raise CatalogError(f"{self.directory}: {short}; {mend}") from error
+        finally:
+            if not reading:
+                self._stamp = None
 
+
+_MANIFEST, _QUARANTINE = "catalog.json", "quarantine.json"
+
+_NOT_OURS = "{}: not a catalog (no catalog.json, but other files); give an empty or new directory"
 
 _MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
 
@@ -431,31 +480,3 @@ def _with_all(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
         [rows[f.name].cast(f.type) if f.name in rows.schema.names else pa.nulls(len(rows), f.type) for f in wanted],
         schema=wanted,
     )
-
-
-def _who(holder: Path) -> str:
-    try:
-        h = json.loads(holder.read_text())
-        return f"process {h['pid']} on {h['host']} ({h['purpose']}, since {h['since']})"
-    except (OSError, ValueError, KeyError):
-        return "another process"
-
-
-def _fsync(path: str) -> None:
-    if sys.platform == "win32" and Path(path).is_dir():
-        return  # directories have no descriptor there; the file system journals them
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(file)
-    _fsync(str(file.parent))

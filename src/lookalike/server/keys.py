@@ -1,4 +1,4 @@
-"""API keys: a file of the catalog's directory that holds their hashes, read again whenever it changes.
+"""API keys: a file of the catalog that holds their hashes, read again whenever it changes.
 
     DIR/keys.json   {"keys": [{"name", "scope", "sha256", "since"}, …]}, readable by its owner alone
 
@@ -8,23 +8,27 @@ passwords, which people choose; here they would only be work that a stranger's r
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
 import logging
-import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lookalike import objects
 from lookalike.errors import CatalogError, InputError, UsageError
 
 SCOPES = {"search": ("search",), "write": ("search", "write"), "metrics": ("metrics",)}
 """What a key of a scope may do: one that writes also searches."""
+
+FILE = "keys.json"
+
+LOOK_SECONDS = 1.0
+"""How often keys on object storage are looked at, where a look costs a request; of local ones every call is told."""
 
 ALL = ("search", "write", "metrics")
 log = logging.getLogger("lookalike")
@@ -48,16 +52,17 @@ class Key:
 class Keys:
     """The keys of one catalog, beside the one from the environment."""
 
-    def __init__(self, directory: Path, api_key: str = ""):
+    def __init__(self, directory: Path | str, api_key: str = ""):
         """Read nothing yet.
 
         Args:
-            directory: the catalog's.
+            directory: the catalog's, or its address.
             api_key: a secret that may do everything, if not empty.
         """
-        self.file = directory / "keys.json"
+        self.folder = objects.at(directory)
+        self._looked = float("-inf")
         self._fixed = [Key("environment", "", _hash(api_key), "")] if api_key else []
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, int] | None = None
         self._read: list[Key] = []
         self._broken = False
 
@@ -67,17 +72,18 @@ class Keys:
 
     def all(self) -> list[Key]:
         """The keys as they are now. A damaged file holds none that anybody has, and the log says so."""
+        now = time.monotonic()
+        if isinstance(self.folder, objects.Remote) and now - self._looked < LOOK_SECONDS:
+            return [*self._fixed, *self._read]
+        self._looked = now
         try:
-            status = self.file.stat()
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-        except FileNotFoundError:
-            seen = None
-        except OSError:
-            seen = (0, 0, 0)
+            seen = self.folder.stamp(FILE)
+        except (OSError, CatalogError):
+            seen = (0, 0)
         if seen != self._seen:
             self._seen, self._broken = seen, False
             try:
-                self._read = read(self.file.parent) if seen else []
+                self._read = _read(self.folder) if seen else []
             except CatalogError as error:
                 self._read, self._broken = [], True
                 log.error("%s", error)
@@ -92,26 +98,30 @@ class Keys:
         return found
 
 
-def read(directory: Path) -> list[Key]:
-    """The keys in the catalog's directory, in order of name.
+def read(directory: Path | str) -> list[Key]:
+    """The keys of a catalog, in order of name.
 
     Raises:
         CatalogError: the file cannot be read, or is damaged.
     """
-    file = directory / "keys.json"
+    return _read(objects.at(directory))
+
+
+def _read(folder: objects.Folder) -> list[Key]:
     try:
-        content = json.loads(file.read_text("utf-8"))
-        keys = [Key(**entry) for entry in content["keys"]]
+        text = folder.read(FILE)
+        if text is None:
+            return []
+        keys = [Key(**entry) for entry in json.loads(text)["keys"]]
         if any(k.scope not in SCOPES or len(k.sha256) != 64 or not k.sha256.isascii() for k in keys):
             raise ValueError("a scope or a hash that is none")
-    except FileNotFoundError:
-        return []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CatalogError(f"{file}: damaged or unreadable ({error}); remove it and add the keys again") from error
+        where = folder.where(FILE)
+        raise CatalogError(f"{where}: damaged or unreadable ({error}); remove it and add the keys again") from error
     return sorted(keys, key=lambda k: k.name)
 
 
-def add(directory: Path, name: str, scope: str) -> str:
+def add(directory: Path | str, name: str, scope: str) -> str:
     """Make a key; returns its secret, which can be had only now.
 
     Raises:
@@ -123,51 +133,45 @@ def add(directory: Path, name: str, scope: str) -> str:
     if not re.fullmatch(r"[\w.@-]{1,64}", name) or name == "environment":
         raise UsageError(f"{name!r}: a name of 1 to 64 letters, digits and . - _ @ is wanted (and not environment)")
     secret = "lk_" + secrets.token_urlsafe(32)
-    with _writing(directory):
-        keys = read(directory)
+
+    def added(keys: list[Key]) -> list[Key]:
         if any(k.name == name for k in keys):
             raise InputError(f"a key called {name!r} is there already; remove it first: lookalike keys remove {name}")
-        _write(directory, [*keys, Key(name, scope, _hash(secret), time.strftime("%Y-%m-%d"))])
+        return [*keys, Key(name, scope, _hash(secret), time.strftime("%Y-%m-%d"))]
+
+    _change(directory, added)
     return secret
 
 
-def remove(directory: Path, name: str) -> None:
+def remove(directory: Path | str, name: str) -> None:
     """Take a key away; a running server refuses it from then on.
 
     Raises:
         InputError: there is none of this name.
     """
-    with _writing(directory):
-        keys = read(directory)
+
+    def removed(keys: list[Key]) -> list[Key]:
         if not any(k.name == name for k in keys):
             raise InputError(f"no key called {name!r}; there are: {', '.join(k.name for k in keys) or 'none'}")
-        _write(directory, [k for k in keys if k.name != name])
+        return [k for k in keys if k.name != name]
+
+    _change(directory, removed)
 
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    from filelock import FileLock
-
+def _change(directory: Path | str, change: Callable[[list[Key]], list[Key]]) -> None:
+    folder = objects.at(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory / "keys.lock", timeout=10):
-            yield
+        with folder.lock("keys-writer", "keys", wait=10) as lock:
+            keys = change(_read(folder))
+            lock.check()
+            folder.replace(FILE, json.dumps({"keys": [asdict(k) for k in keys]}, indent=1), 0o600)
+    except objects.Busy as busy:
+        raise CatalogError(f"{directory}: {busy} is changing the keys; try again") from None
     except OSError as error:
         raise CatalogError(
             f"{directory}: cannot be written ({error.strerror or error}); check its permissions"
         ) from error
-
-
-def _write(directory: Path, keys: list[Key]) -> None:
-    part = directory / "keys.json.part"
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"keys": [asdict(k) for k in keys]}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(directory / "keys.json")

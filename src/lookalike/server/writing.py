@@ -65,17 +65,23 @@ class Writer:
 
     def __init__(self, catalog: Catalog, downloads: Downloads | None = None):
         self.catalog, self.downloads = catalog, downloads
-        self.uploads = catalog.store.directory.absolute() / "uploads"
+        self.uploads = catalog.store.local.absolute() / "uploads"
         self._lock = threading.Lock()
 
     def put(self, given: list[Given]) -> Report:
         """Keep the photos, then commit all products at once.
 
         Raises:
-            InputError: attributes that no column can hold, a photo's address while downloading is off; nothing changed.
+            InputError: attributes that no column can hold, a photo's address while downloading is off, photos while the
+                catalog is on object storage; nothing changed.
             NotFound: a product without photos that is not there.
             CatalogError: the catalog cannot be written just now.
         """
+        if self.catalog.store.remote and any(one.photos for one in given):
+            raise InputError(
+                "this catalog is on object storage, where photos that are sent cannot be kept; index them from a source that "
+                "every machine can read (products without photos, whose attributes change, can be sent)"
+            )
         problems: list[Quarantined] = []
         loaded = [(one, [self._load(one, n, p, problems) for n, p in enumerate(one.photos or ())]) for one in given]
         with self._lock:
