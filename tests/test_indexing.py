@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -493,3 +494,29 @@ def test_a_put_that_fails_in_the_middle_changes_nothing(
     with pytest.raises(MemoryError):
         catalog.put(many)
     assert catalog.store.version() == before
+
+
+def test_work_can_be_done_elsewhere_in_any_blocks(tmp_path: Path, folder: Path):
+    """Work and its photos are pickled, encoded apart from the catalog, and committed: the content is that of ``index``."""
+    (folder / "men" / "bag" / "text.jpg").write_text("not a photo")
+    here = lookalike.open(tmp_path / "here", encoder="fake")
+    here.index(folder)
+    there = lookalike.open(tmp_path / "there", encoder="fake")
+    source = lookalike.sources.open_source(folder)
+    with there.store.writing():
+        plan = indexing.plan(there.store, there.encoder, "fake", source)
+        work, todo = pickle.loads(pickle.dumps((plan.work, plan.todo)))
+        for block in (todo[:1], todo[20:], todo[1:20], []):
+            rows, refused = work.rows(there.encoder, block)
+            plan.count(rows, refused)
+            plan.commit(rows)
+        plan.finish()
+        plan.close()
+    assert counts(plan.report) == (24, 0, 0, 0, 1)
+    files = [tmp_path / f"{n}.parquet" for n in "ab"]
+    for catalog, file in zip((here, there), files, strict=True):
+        assert catalog.export(file, vectors=True) == 24
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [q.reason for q in there.quarantine()] == [q.reason for q in here.quarantine()]
+    with pytest.raises(EncoderMismatch, match="planned for the encoder fake-1"):
+        work.rows(lookalike.encoders.load("builtin"), todo)
