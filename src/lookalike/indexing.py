@@ -39,6 +39,9 @@ COMMIT_ROWS, COMMIT_SECONDS = 1024, 5.0
 AHEAD = 256
 """Photos decoded ahead of the encoder: bounds the memory whatever the size of the source."""
 
+COMPARED = 8192
+"""Rows of the catalog that are set beside the source's photos at a time."""
+
 UPLOADS = "uploads"
 """The source of products that ``put`` brought. Any other source that names the same ids takes them over."""
 
@@ -68,10 +71,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One photo of a source: what its row will say, and what the catalog's row of that key says, if there is one.
+    """One photo of a source: what its row will say, and what the catalog has under that key, if anything.
 
     ``source`` is the key of the source that the row will belong to, ``item`` what quarantine calls the photo; ``known`` is the
-    digest in the catalog, ``same_file`` whether that row is of this very file (path, size and time).
+    digest in the catalog.
     """
 
     key: str
@@ -82,8 +85,7 @@ class Planned:
     mtime: int
     source: str
     item: str
-    known: str | None
-    same_file: bool
+    known: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +102,24 @@ class _Read:
 class Known:
     """Content that has a vector already and need not be encoded again; nothing, where no catalog is at hand.
 
-    ``digests`` are those of photos with a vector, ``colours`` their palettes; ``vectors`` gives the photos' parts by digest and
-    ``described`` the words' parts by ``description``, as they were when the run began.
+    ``places`` are the rows of digests, ``described`` those of descriptions, ``coloured`` the digests that have a palette, all
+    in one version of the catalog, from which vectors are read when they are wanted.
     """
 
-    def __init__(self) -> None:
-        self.digests: set[str] = set()
-        self.colours: dict[str, bytes] = {}
-        self.vectors: Mapping[str, NDArray[np.float32]] = {}
-        self.described: Mapping[str, NDArray[np.float32]] = {}
+    def __init__(self, store: Store | None = None, version: int = 0):
+        self.store, self.version = store, version
+        self.places: dict[str, int] = {}
+        self.described: dict[str, int] = {}
+        self.coloured: set[str] = set()
+
+    def rows(self, places: Sequence[int]) -> dict[int, tuple[NDArray[np.float32], bytes | None]]:
+        """Place → vector (dim,) and palette."""
+        if not places or self.store is None:
+            return {}
+        rows = self.store.take(places, ["lk_vector", *(["lk_colours"] if self.coloured else [])], self.version)
+        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(places), -1)
+        colours = rows["lk_colours"].to_pylist() if self.coloured else [None] * len(places)
+        return dict(zip(places, zip(flat, colours, strict=True), strict=True))
 
 
 @dataclass(frozen=True)
@@ -187,29 +198,13 @@ class Work:
         try:
             content = images.load(photo.path)
             digest = images.digest(content)
-            if digest in known.colours:
-                return _Read(photo, digest, colours=known.colours[digest])
+            if digest in known.coloured:
+                return _Read(photo, digest)
             image = images.read(content, at_least=max(encoder.size), name=photo.path)
-            pixels = None if digest in known.digests else encoder.prepare(image)
+            pixels = None if digest in known.places else encoder.prepare(image)
             return _Read(photo, digest, pixels, palette(image).tobytes())
         except (ImageError, InputError) as error:
             return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
-
-    def _vectors(self, encoder: Encoder, reads: Sequence[_Read], known: Known) -> NDArray[np.float32]:
-        """Vectors of photos and of the words beside them (reads, dim); those that are not known yet are made."""
-        fresh = [r.pixels for r in reads if r.pixels is not None]
-        made = iter(encoder.encode_photos(np.stack(fresh))[:, : self.photo_dim] if fresh else ())
-        out = np.zeros((len(reads), self.dim), np.float32)
-        for row, read in zip(out, reads, strict=True):
-            row[: self.photo_dim] = known.vectors[read.digest] if read.pixels is None else next(made)
-        if self.photo_dim < self.dim:
-            said = [description(r.photo.product.title, r.photo.product.attributes) for r in reads]
-            texts = [text for text in dict.fromkeys(said) if text and text not in known.described]
-            words = dict(zip(texts, encoder.encode_texts(texts)[:, self.photo_dim :] if texts else (), strict=True))
-            for row, text in zip(out, said, strict=True):
-                if text:
-                    row[self.photo_dim :] = words[text] if text in words else known.described[text]
-        return out
 
     @property
     def schema(self) -> pa.Schema:
@@ -217,7 +212,23 @@ class Work:
         return pa.schema([*schema(self.dim), *(pa.field(name, ARROW[kind]) for name, kind in self.kinds.items())])
 
     def _table(self, encoder: Encoder, reads: Sequence[_Read], known: Known) -> pa.Table:
+        """Rows of what was read; vectors of photos, and of the words beside them, are made where they are not known yet."""
         photos = [r.photo for r in reads]
+        said = [description(p.product.title, p.product.attributes) if self.photo_dim < self.dim else "" for p in photos]
+        places = {known.places[r.digest] for r in reads if r.pixels is None}
+        found = known.rows(sorted(places | {known.described[text] for text in said if text in known.described}))
+        fresh = [r.pixels for r in reads if r.pixels is not None]
+        texts = [text for text in dict.fromkeys(said) if text and text not in known.described]
+        made = iter(encoder.encode_photos(np.stack(fresh)) if fresh else ())
+        words = dict(zip(texts, encoder.encode_texts(texts) if texts else (), strict=True))
+        vectors, colours = np.zeros((len(reads), self.dim), np.float32), []
+        for row, read, text in zip(vectors, reads, said, strict=True):
+            old, palette_of = found[known.places[read.digest]] if read.pixels is None else (next(made), None)
+            row[: self.photo_dim] = old[: self.photo_dim]
+            colours.append(read.colours or palette_of)
+            if text:
+                spoken = words[text] if text in words else found[known.described[text]][0]
+                row[self.photo_dim :] = spoken[self.photo_dim :]
         columns: dict[str, Iterable[Any]] = {
             "lk_photo": (p.key for p in photos),
             "lk_id": (p.product.id for p in photos),
@@ -228,14 +239,13 @@ class Work:
             "lk_digest": (r.digest for r in reads),
             "lk_size": (p.size for p in photos),
             "lk_mtime": (p.mtime for p in photos),
-            "lk_colours": (r.colours for r in reads),
+            "lk_colours": colours,
             "lk_encoder": itertools.repeat(encoder.id, len(reads)),
             **{name: [p.product.attributes.get(name) for p in photos] for name in self.kinds},
         }
-        flat = pa.array(self._vectors(encoder, reads, known).reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, self.dim)
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dim)
         wanted = self.schema
-        arrays = [vectors if f.name == "lk_vector" else pa.array(list(columns[f.name]), f.type) for f in wanted]
+        arrays = [flat if f.name == "lk_vector" else pa.array(list(columns[f.name]), f.type) for f in wanted]
         return pa.Table.from_arrays(arrays, schema=wanted)
 
 
@@ -293,16 +303,15 @@ def _sync(planned: Plan, encoder: Encoder, progress: Progress, workers: int) -> 
     total = len(planned.photos)
     counter = itertools.count(total - len(planned.todo))
     progress(next(counter), total)
-    planned.load_vectors()
-    batch = _Batch(planned)
+    commits = _Commits(planned)
     try:
         for table, refused in planned.work.blocks(
             encoder, planned.todo, planned.known, workers, lambda: progress(next(counter), total)
         ):
             planned.count(table, refused)
-            batch.add(table)
+            commits.add(table)
     finally:  # interrupted, too: what is encoded is kept
-        batch.commit()
+        commits.close()
 
 
 def put(
@@ -353,6 +362,16 @@ def _about(item: str, identity: str) -> bool:
     return item == whole or item.startswith(f"{whole}, photo ")
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A row that the plan has no photo for."""
+
+    key: str
+    product: str
+    source: str
+    path: str
+
+
 def plan(
     store: Store, encoder: Encoder, encoder_name: str, source: Source, *, drawn: bool = False
 ) -> Plan:  # fmt: skip
@@ -382,28 +401,20 @@ class Plan:
         self.report = Report()
         self.quarantined = list(source.quarantined)
         self.broken = set(source.broken)
-        self.rows = store.rows([c for c in store.columns() if c != "lk_vector"])
-        if names is not None:  # what a large catalog has besides costs nothing then
-            ids = pa.array([p.id for p in source.products], pa.string())
-            self.rows = self.rows.filter(pc.is_in(self.rows["lk_id"], ids))
-        self.keys = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
-        digests = self.rows["lk_digest"].to_pylist()
-        self.known = Known()
-        self.known.digests = set(digests)
-        found = self.rows["lk_colours"].to_pylist() if "lk_colours" in self.rows.column_names else []
-        self.known.colours = {d: c for d, c in zip(digests, found, strict=False) if c is not None}
-        owners = (
-            zip(*(self.rows[c].to_pylist() for c in ("lk_id", "lk_source")), strict=True) if names is not None else ()
-        )
-        self.owners: dict[str, str] = dict(owners)
+        self.left: list[_Left] = []
+        self.changed: set[str] = set()
+        version = store.version()
+        self.known = Known(store, version)
         kinds = self._kinds(store.manifest())
         self.work = Work(encoder_name, encoder.id, encoder.dim, photo_dim(encoder), kinds)
         self.photos = self._plan()
-        self._take_over()
-        self._write_manifest(drawn, getattr(encoder, "source", {}))
-        self.changed = self._changed()
-        self.todo = [p for p in self.photos if not p.same_file or p.key in self.changed]
+        due = self._compare(version) if version else [True] * len(self.photos)
+        self.todo = [p for p, is_due in zip(self.photos, due, strict=True) if is_due]
+        self.replaced = {p.key: p.known for p in self.todo if p.known is not None}
         self.report.unchanged = len(self.photos) - len(self.todo)
+        self._write_manifest(drawn, getattr(encoder, "source", {}))
+        if self.todo and self.known.places:
+            store.hold(version)  # vectors of known content are read from it after commits of this run replaced them
 
     # Planning: nothing is written here
 
@@ -427,7 +438,6 @@ class Plan:
         """The source's photos; attributes that do not fit their column and names that cannot be kept go to quarantine."""
         out: list[Planned] = []
         seen: set[str] = set()
-        files = self.rows.select(["lk_path", "lk_size", "lk_mtime", "lk_digest"]).to_pylist()
         for product in self.source.products:
             label = product.where or product.id
             if not product.id.isprintable() or not product.id:
@@ -462,20 +472,10 @@ class Plan:
                         f"{label}: the id {product.id!r} occurs twice in {self.source.key}; ids must differ"
                     )
                 seen.add(key)
-                row = files[self.keys[key]] if key in self.keys else None
-                same = row is not None and (row["lk_path"], row["lk_size"], row["lk_mtime"]) == (
-                    path, status.st_size, status.st_mtime_ns,
-                ) and row["lk_digest"] in self.known.colours  # fmt: skip
-                out.append(
-                    Planned(
-                        key, product, position, path, status.st_size, status.st_mtime_ns, self._source_of(product),
-                        self._item(product, label, position, path), row["lk_digest"] if row else None, same,
-                    )
-                )  # fmt: skip
+                item = self._item(product, label, position, path)
+                size, mtime = status.st_size, status.st_mtime_ns
+                out.append(Planned(key, product, position, path, size, mtime, self.source.key, item))
         return out
-
-    def _source_of(self, product: Product) -> str:
-        return self.owners.get(product.id, self.source.key)
 
     def _item(self, product: Product, label: str, position: int, path: str) -> str:
         """What quarantine calls a photo."""
@@ -500,30 +500,71 @@ class Plan:
                 Quarantined(f"{label}, id {product.id}", "the title is not Unicode; it is left out")
             )
             title = ""
+        if title == product.title and all(
+            values.get(name) == value for name, value in product.attributes.items() if value is not None
+        ):
+            return product  # nothing to mend: a second copy of each would double the memory
         return replace(product, attributes=values, title=title)
 
-    def _take_over(self) -> None:
-        """Photos that another source brought: the same content moves over, other content is refused.
-
-        What was put one by one always moves over.
+    def _compare(self, version: int) -> list[bool]:
+        """Set the photos beside the rows of one version of the catalog: which of them are to be read?
 
         Raises:
-            InputError: naming the first few.
+            InputError: another source brought one of them, with other content; what was put one by one always moves over.
         """
-        if self.names is not None:
-            return
-        sources = self.rows["lk_source"].to_pylist()
-        clashes = []
-        for photo in self.photos:
-            row = self.keys.get(photo.key)
-            if row is None or sources[row] in (self.source.key, UPLOADS):
+        due = [True] * len(self.photos)
+        at = {photo.key: n for n, photo in enumerate(self.photos)}
+        owners: dict[str, str] = {}
+        foreign: dict[int, str] = {}
+        kinds = self.work.kinds
+        texts = [n for n, kind in kinds.items() if kind == "text"] if self.work.photo_dim < self.work.dim else None
+        for place, row in self._rows(version):
+            digest, source = row["lk_digest"], row["lk_source"]
+            title, coloured = row["lk_title"] or "", row.get("lk_colours") is not None
+            if coloured or digest not in self.known.places:
+                self.known.places[digest] = place
+            if coloured:
+                self.known.coloured.add(digest)
+            if texts is not None:
+                self.known.described[description(title, {n: row.get(n) for n in texts})] = place
+            owners[row["lk_id"]] = source
+            n = at.get(row["lk_photo"])
+            if n is None:
+                self.left.append(_Left(row["lk_photo"], row["lk_id"], source, row["lk_path"]))
                 continue
+            photo = self.photos[n] = replace(self.photos[n], known=digest)
+            if self.names is None and source not in (self.source.key, UPLOADS):
+                foreign[n] = source
+            attributes = photo.product.attributes
+            moved = self.names is None and source != self.source.key
+            if moved or title != photo.product.title or any(row.get(k) != attributes.get(k) for k in kinds):
+                self.changed.add(photo.key)
+            file = row["lk_path"], row["lk_size"], row["lk_mtime"]
+            due[n] = photo.key in self.changed or not coloured or file != (photo.path, photo.size, photo.mtime)
+        if self.names is not None:
+            self.photos = [replace(p, source=owners.get(p.product.id, p.source)) for p in self.photos]
+        self._refuse_others(foreign)
+        return due
+
+    def _rows(self, version: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of the planned products and, in a sync, of this source, without their vectors: (place, row)."""
+        key = self.source.key if self.names is None else None
+        places = _places(self.store, version, {p.product.id for p in self.photos}, key)
+        columns = [c for c in self.store.columns() if c != "lk_vector"]
+        for first in range(0, len(places), COMPARED):
+            part = places[first : first + COMPARED]
+            yield from zip(part, self.store.take(part, columns, version).to_pylist(), strict=True)
+
+    def _refuse_others(self, foreign: Mapping[int, str]) -> None:
+        clashes = []
+        for n, source in sorted(foreign.items()):
+            photo = self.photos[n]
             try:
                 same = images.digest(images.load(photo.path)) == photo.known
             except InputError:
                 continue  # it will be quarantined when it is read
             if not same:
-                clashes.append(f"{photo.product.id!r} (already from {sources[row]})")
+                clashes.append(f"{photo.product.id!r} (already from {source})")
         if clashes:
             more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
             raise InputError(
@@ -553,41 +594,22 @@ class Plan:
             if new != old:
                 self.store.write_manifest(new)
 
-    def _changed(self) -> set[str]:
-        """Keys of known photos whose product's columns, or whose source, are not as the catalog has them."""
-        mine = {"lk_title": "title", "lk_source": "source"}
-        names = [n for n in self.work.kinds if n in self.rows.column_names]
-        table = self.rows.select([*mine, *names]).to_pylist()
-        out = set()
-        for photo in self.photos:
-            row = self.keys.get(photo.key)
-            if row is None:
-                continue
-            old, new = table[row], photo.product
-            if (old["lk_title"] or "", old["lk_source"]) != (new.title, photo.source) or any(
-                old.get(n) != new.attributes.get(n) for n in self.work.kinds
-            ):
-                out.add(photo.key)
-        return out
-
     # Doing
 
     def count(self, rows: pa.Table, refused: Sequence[Quarantined]) -> None:
         """Take down what became of photos of ``todo``: rows for the store, or nothing."""
         self.quarantined += refused
-        known = self.rows["lk_digest"]
         for key, digest in zip(rows["lk_photo"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True):
-            row = self.keys.get(key)
-            if row is None:
+            if key not in self.replaced:
                 self.report.added += 1
-            elif self.names is None and key not in self.changed and known[row].as_py() == digest:
+            elif self.names is None and key not in self.changed and self.replaced[key] == digest:
                 self.report.unchanged += 1  # only touched: its new time is worth keeping
             else:
                 self.report.updated += 1
 
     def commit(self, rows: pa.Table) -> None:
         """Commit rows of ``todo``: new ones, and those that take the place of others."""
-        self.store.commit(rows, replaces=any(key in self.keys for key in rows["lk_photo"].to_pylist()))
+        self.store.commit(rows, replaces=any(key in self.replaced for key in rows["lk_photo"].to_pylist()))
         self.store.compact()
 
     def replace(self, rows: pa.Table) -> None:
@@ -595,10 +617,10 @@ class Plan:
         made = set(rows["lk_photo"].to_pylist())
         kept = {p.key for p in self.photos} - {p.key for p in self.todo} | made
         alive = {p.product.id for p in self.photos if p.key in kept}
-        ids = self.rows["lk_id"].to_pylist()
-        gone = [key for key, row in self.keys.items() if ids[row] in alive and key not in kept]
+        gone = [p.key for p in self.todo if p.known and p.product.id in alive and p.key not in kept]
+        gone += [row.key for row in self.left if row.product in alive]
         if len(rows):
-            self.store.commit(rows, replaces=any(key in self.keys for key in made), gone=gone)
+            self.store.commit(rows, replaces=any(key in self.replaced for key in made), gone=gone)
             self.store.compact()
         else:
             self.store.delete(gone)
@@ -612,69 +634,83 @@ class Plan:
 
     def close(self) -> None:
         """However the run ended: keep what could not be used, and complete the report."""
+        self.store.release()
         self.store.write_quarantine(self.source.key, self.quarantined)
         self.report.problems, self.report.quarantined = self.quarantined, len(self.quarantined)
         self.report.seconds = time.monotonic() - self.start
 
-    def load_vectors(self) -> None:
-        """Read the vectors of ``known``, before a commit of this run replaces some of them."""
-        if not self.todo or not self.keys:
-            return
-        work = self.work
-        words = work.photo_dim < work.dim
-        texts = [n for n in self.store.columns() if words and work.kinds.get(n) == "text"]
-        rows = self.store.rows(["lk_digest", "lk_vector", "lk_title", *texts])
-        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-        self.known.vectors = dict(zip(rows["lk_digest"].to_pylist(), flat[:, : work.photo_dim], strict=True))
-        if words:
-            said = (
-                description(row.pop("lk_title") or "", row) for row in rows.select(["lk_title", *texts]).to_pylist()
-            )
-            self.known.described = dict(zip(said, flat[:, work.photo_dim :], strict=True))
-
     def _prune(self) -> None:
         """Remove what the catalog has from this source and the source no longer has."""
-        here = {p.key for p in self.photos}
-        sources = self.rows["lk_source"].to_pylist()
-        ids, paths = self.rows["lk_id"].to_pylist(), self.rows["lk_path"].to_pylist()
         hidden = tuple(self.source.unreadable)
-        gone = [
-            key
-            for key, n in self.keys.items()
-            if sources[n] == self.source.key and key not in here and ids[n] not in self.broken
-            and not (hidden and paths[n].startswith(hidden))
-        ]  # fmt: skip
-        self.store.delete(gone)
-        self.report.removed += len(gone)
+        self._remove(
+            row
+            for row in self.left
+            if row.source == self.source.key
+            and row.product not in self.broken
+            and not (hidden and row.path.startswith(hidden))
+        )
 
     def _tidy(self) -> None:
         """Products that were put and are this source's now: photos that they no longer have go."""
-        here, ids = {p.key for p in self.photos}, {p.product.id for p in self.photos}
-        columns = [self.rows[c].to_pylist() for c in ("lk_photo", "lk_id", "lk_source")]
-        rows = zip(*columns, strict=True)
-        gone = [k for k, i, s in rows if s == UPLOADS and i in ids and i not in self.broken and k not in here]
+        ids = {p.product.id for p in self.photos} - self.broken
+        self._remove(row for row in self.left if row.source == UPLOADS and row.product in ids)
+
+    def _remove(self, rows: Iterable[_Left]) -> None:
+        gone = [row.key for row in rows]
         self.store.delete(gone)
         self.report.removed += len(gone)
 
 
-class _Batch:
-    """Rows waiting for one commit."""
+class _Commits:
+    """Rows on their way into the store: committed in a thread of its own, while the next photos are encoded."""
 
     def __init__(self, planned: Plan):
         self.plan = planned
         self.tables: list[pa.Table] = []
         self.since = time.monotonic()
+        self.thread = ThreadPoolExecutor(1, "lookalike-commit")
+        self.last: Future[None] | None = None
 
     def add(self, table: pa.Table) -> None:
+        """Commit these rows soon. Raises what the commit before the last raised."""
         self.tables.append(table)
         if sum(map(len, self.tables)) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS:
-            self.commit()
+            self._commit()
 
-    def commit(self) -> None:
-        tables, self.tables = self.tables, []
-        if any(map(len, tables)):
-            self.plan.commit(pa.concat_tables(tables).combine_chunks())
-        self.since = time.monotonic()
+    def _commit(self) -> None:
+        last, tables = self.last, self.tables
+        self.last, self.tables = None, []
+        try:
+            if last is not None:
+                last.result()  # one waits, one is written: no more are in memory
+        finally:
+            if any(map(len, tables)):
+                self.last = self.thread.submit(self.plan.commit, pa.concat_tables(tables).combine_chunks())
+            self.since = time.monotonic()
+
+    def close(self) -> None:
+        """Commit what is left. Raises what the last commits raised."""
+        try:
+            self._commit()
+            if self.last is not None:
+                self.last.result()
+        finally:
+            self.thread.shutdown(wait=True)
+
+
+def _places(store: Store, version: int, ids: Iterable[str], source: str | None = None) -> list[int]:
+    """Where the rows of these products, and of this source, are: all ids are looked at, in blocks, and no other column."""
+    wanted = pa.array(ids, pa.string())
+    found = [np.empty(0, np.int64)]
+    start = 0
+    for block in store.scan(["lk_id"] if source is None else ["lk_id", "lk_source"], version):
+        mask = pc.is_in(block["lk_id"], wanted)
+        if source is not None:
+            mask = pc.or_(mask, pc.equal(block["lk_source"], source))
+        found.append(np.flatnonzero(mask) + start)
+        start += len(block)
+    places: list[int] = np.concatenate(found).tolist()
+    return places
 
 
 def _fitting(name: str, value: Value, kind: str) -> Value:
@@ -704,14 +740,13 @@ def remove(store: Store, ids: Sequence[str]) -> int:
     """
     wanted = set(ids)
     with store.writing("remove"):
-        rows = store.rows(["lk_photo", "lk_id"])
-        found = [
-            (k, i) for k, i in zip(*(rows[c].to_pylist() for c in ("lk_photo", "lk_id")), strict=True) if i in wanted
-        ]
-        missing = sorted(wanted - {i for _, i in found})
+        version = store.version()
+        places = _places(store, version, wanted)
+        found = store.take(places, ["lk_photo", "lk_id"], version).to_pylist() if places else []
+        missing = sorted(wanted - {row["lk_id"] for row in found})
         if missing:
             raise InputError(f"no product {missing[0]!r} in the catalog; nothing was removed")
-        store.delete(k for k, _ in found)
+        store.delete(row["lk_photo"] for row in found)
     return len(found)
 
 
@@ -725,34 +760,36 @@ def verify(store: Store, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         CatalogError: it cannot be read at all.
     """
-    rows = store.rows()
-    manifest = store.manifest()
+    manifest, version = store.manifest(), store.version()
     damaged: list[str] = []
     changed: list[str] = []
     missing: list[str] = []
-    keys = rows["lk_photo"].to_pylist()
-    if len(set(keys)) != len(keys):
-        damaged.append(f"{len(keys) - len(set(keys))} photos stand twice")
-    if len(rows) and manifest:
-        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        cut = manifest.photo_dim or manifest.dim
-        photo, words = (np.linalg.norm(part, axis=1) for part in np.split(flat.reshape(len(rows), -1), [cut], axis=1))
-        sound = (np.abs(photo - 1) < 1e-3) & ((words == 0) | (np.abs(words - 1) < 1e-3))
-        damaged += [
-            f"{rows['lk_id'][int(n)].as_py()}: its vector has length {np.hypot(photo[n], words[n]):.3f}, not 1"
-            for n in np.flatnonzero(~sound)[:100]
-        ]
-        others = set(rows["lk_encoder"].to_pylist()) - {manifest.encoder_id}
-        damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
-    for n, (path, digest) in enumerate(zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True)):
-        if not images.file_of(path).is_file():
-            missing.append(path)
-        else:
-            try:
-                if images.digest(images.load(path)) != digest:
-                    changed.append(path)
-            except InputError as error:
-                changed.append(str(error))
-        if progress:
-            progress(n + 1, len(rows))
-    return {"photos": len(rows), "damaged": damaged, "changed": changed, "missing": missing}
+    keys = pa.chunked_array([block["lk_photo"] for block in store.scan(["lk_photo"], version)], pa.string())
+    if len(pc.unique(keys)) != len(keys):
+        damaged.append(f"{len(keys) - len(pc.unique(keys))} photos stand twice")
+    done, others = 0, set()
+    for rows in store.scan(store.columns(), version, COMPARED):
+        if manifest:
+            flat = rows["lk_vector"].flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+            cut = manifest.photo_dim or manifest.dim
+            photo, words = (np.linalg.norm(part, axis=1) for part in np.split(flat, [cut], axis=1))
+            sound = (np.abs(photo - 1) < 1e-3) & ((words == 0) | (np.abs(words - 1) < 1e-3))
+            damaged += [
+                f"{rows['lk_id'][int(n)].as_py()}: its vector has length {np.hypot(photo[n], words[n]):.3f}, not 1"
+                for n in np.flatnonzero(~sound)[: max(0, 100 - len(damaged))]
+            ]
+            others |= set(pc.unique(rows["lk_encoder"]).to_pylist()) - {manifest.encoder_id}
+        for path, digest in zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True):
+            if not images.file_of(path).is_file():
+                missing.append(path)
+            else:
+                try:
+                    if images.digest(images.load(path)) != digest:
+                        changed.append(path)
+                except InputError as error:
+                    changed.append(str(error))
+            done += 1
+            if progress:
+                progress(done, len(keys))
+    damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
+    return {"photos": len(keys), "damaged": damaged, "changed": changed, "missing": missing}
