@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_what_changed_much_is_read_anew(tmp_path: Path, monkeypatch: pytest.Monk
     assert now.delta is None
 
 
-@pytest.mark.parametrize("kind", ["int8", "lsh", "hnsw"])
+@pytest.mark.parametrize("kind", ["int8", "lsh", "hnsw", "ivf"])
 def test_an_index_answers_as_the_scan_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     monkeypatch.setattr(snapshot, "OUTGROWN", 10.0)
     shop = Shop(tmp_path / "c", 60)
@@ -191,6 +192,31 @@ def test_an_index_answers_as_the_scan_does(tmp_path: Path, monkeypatch: pytest.M
     now = Snapshot(shop.store, now)
     assert now.delta is None
     same(now, Snapshot(shop.store, whole=True), np.random.default_rng(3))
+
+
+def test_a_version_that_lance_searches_is_held_until_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shop = Shop(tmp_path / "c", 200)
+    segment.make(shop.store, "ivf", 1 << 30)
+    now = Snapshot(shop.store)
+    assert not (now.base.directory / "vectors.npy").exists()
+    held = shop.store.dataset().tags.list()
+    assert list(held) == [now.base.directory.name]
+    monkeypatch.setattr("lookalike.store.KEEP_VERSIONS", timedelta(0))
+    shop.write([f"w{n}" for n in range(50)])
+    shop.store.compact(force=True)
+    later = Snapshot(shop.store, now)
+    for one in (now, later, Snapshot(shop.store)):
+        query = rng_unit(3)
+        assert len(one.rank(query).top(5)) == 5
+    same(later, Snapshot(shop.store, whole=True), np.random.default_rng(1))
+    for _ in range(2):
+        segment.make(shop.store, "exact", 1 << 30)
+    assert not shop.store.dataset().tags.list()
+
+
+def rng_unit(seed: int) -> np.ndarray:
+    vector = np.random.default_rng(seed).normal(size=DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector)
 
 
 def test_words_and_colours_are_mixed_in_where_an_index_answers(tmp_path: Path):

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from lookalike.errors import CatalogError, CatalogLocked, UsageError
 from lookalike.indexes import base as indexes
+from lookalike.indexes.ivf import NAME, Ivf, Stored, build_ivf
 from lookalike.indexes.lexical import Coded, Lexical
 from lookalike.store import COLOURS, PREFIX, Store
 
@@ -288,8 +289,8 @@ def seal(segment: Segment, more: dict[str, Any]) -> None:
     (directory / "generation.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
 
-def load(directory: Path) -> Segment:
-    """The files of ``read`` and ``seal``, memory-mapped.
+def load(directory: Path, store: Store) -> Segment:
+    """The files of ``read`` and ``seal``, memory-mapped; vectors that are not among them stay in ``store``.
 
     Raises:
         OSError: they are not there.
@@ -306,9 +307,11 @@ def load(directory: Path) -> Segment:
     tables = ({n: _mapped(directory, n) for n in content[part]} for part in ("photos", "products"))
     photos, products = (pa.table(columns) for columns in tables)
     arrays: dict[str, Any] = {n: _array(directory, n) for n in ("first", "address", "key", "key_row")}
-    vectors = directory / "vectors.npy"
     kind = content["index"]["kind"]
-    matrix: Any = _array(directory, "vectors") if vectors.is_file() else None
+    stored = kind == "ivf"
+    matrix: Any = (
+        Stored(store.dataset(content["version"]), arrays["address"]) if stored else _array(directory, "vectors")
+    )
     segment = Segment(
         photos, products, vectors=matrix, fragments=content["fragments"], version=content["version"],
         encoder=content["encoder"], directory=directory, **arrays,
@@ -370,20 +373,27 @@ def _made(
     old: Segment | None = None
     if place is not None:
         with contextlib.suppress(OSError, ValueError, CatalogError, UsageError):  # then all is computed
-            old = load(place)
+            old = load(place, store)
     asked = kind or (old.made["asked"] if old else "auto")
     n = dataset.count_rows()
     chosen, why = indexes.choose(n, manifest.dim, memory, not store.remote) if asked == "auto" else (asked, "asked for")
     folder = cache / f"{version}-{secrets.token_hex(4)}"
     folder.mkdir()
+    report = lambda done, total: tell("index", done, total)  # noqa: E731
     try:
+        kept: indexes.Index | None = None
+        if chosen == "ivf":  # Lance's own, a commit; then the base is of that version
+            kept, dataset = _in_lance(store, old, report)
+            store.hold(dataset.version, folder.name)
         kinds = [name for name, what in manifest.kinds.items() if what == "text"]
         segment = read(
             dataset, kinds, manifest.encoder_id, directory=folder, vectors=chosen != "ivf",
             progress=lambda done, total: tell("reading", done, total),
         )  # fmt: skip
-        report = lambda done, total: tell("index", done, total)  # noqa: E731
-        if old is not None and old.index is not None and old.index.kind == chosen and old.encoder == segment.encoder:
+        if kept is not None:
+            segment.vectors = Stored(dataset, segment.address)
+            index: indexes.Index = Ivf(segment.vectors, kept.settings)
+        elif old is not None and old.index is not None and old.index.kind == chosen and old.encoder == segment.encoder:
             index = old.index.carried(segment.vectors, _carried(old, segment), report)
         else:
             index = indexes.build(chosen, segment.vectors, None, report)
@@ -407,11 +417,34 @@ def _made(
         part.replace(cache / "current.json")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if chosen == "ivf":
+            store.release(folder.name)
         raise
     for left in cache.iterdir():  # the one before stays: somebody may be about to open it
         if left.is_dir() and left not in (folder, place):
             shutil.rmtree(left, ignore_errors=True)
+            store.release(left.name)
     return told
+
+
+def _in_lance(store: Store, old: Segment | None, report: Progress) -> tuple[Ivf, Any]:
+    """Lance's index over all rows there are, carried on from the one before where there is one, and the dataset with it.
+
+    Writers wait meanwhile, or are told who writes; searches do not.
+    """
+    with store.writing("reindex"):
+
+        def work(dataset: Any) -> tuple[Ivf, Any]:
+            none = np.empty(dataset.count_rows(), np.uint64)
+            there = any(one.name == NAME for one in dataset.describe_indices())
+            if there and old is not None and isinstance(old.index, Ivf):
+                index = old.index.carried(Stored(dataset, none), np.empty(0, np.int64), report)
+            else:
+                index = build_ivf(dataset, none, report)
+            dataset.checkout_latest()
+            return index, dataset
+
+        return store.change(work)
 
 
 def _carried(old: Segment, new: Segment) -> NDArray[np.int64]:

@@ -64,10 +64,11 @@ class Found:
 class Vectors:
     """Unit vectors of several segments (photos, dim), one after the other, as far as searching asks of a matrix."""
 
-    def __init__(self, parts: Sequence[Any]):
+    def __init__(self, parts: Sequence[Any], cut: int = 0):
+        """``parts`` are arrays or ``ivf.Stored``; ``cut``: only the first so many values of each vector."""
         self.parts = parts
         self.begins = np.cumsum([0, *(len(p) for p in parts)])
-        self.shape = int(self.begins[-1]), int(parts[0].shape[1])
+        self.shape = int(self.begins[-1]), cut or int(parts[0].shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -80,11 +81,11 @@ class Vectors:
         for part, begin, end in zip(self.parts, self.begins[:-1], self.begins[1:], strict=True):
             here = (rows >= begin) & (rows < end)
             if here.any():
-                out[here] = part[rows[here] - begin]
+                out[here] = part[rows[here] - begin][:, : self.shape[1]]
         return out
 
     def __matmul__(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.concatenate([np.asarray(part @ query) for part in self.parts])
+        return np.asarray(self[:] @ query)
 
     def copy(self) -> NDArray[np.float32]:
         """All of them as one array."""
@@ -167,7 +168,7 @@ class Snapshot:
                 last = before.base
             else:
                 try:
-                    last = segments.load(self.generation)
+                    last = segments.load(self.generation, store)
                 except (OSError, ValueError, KeyError, LookalikeError) as error:
                     log.warning("%s: the index is not used (%s); make it anew: lookalike reindex", store.cache, error)
         if last is None or last.encoder != manifest.encoder_id:
@@ -215,7 +216,9 @@ class Snapshot:
         cut = self.manifest.photo_dim if self.manifest else 0
         if not cut:
             return self.vectors
-        return self.vectors[:, :cut] if self.delta is None else Vectors([s.vectors[:, :cut] for s in self._parts])
+        if isinstance(self.vectors, np.ndarray):
+            return self.vectors[:, :cut]
+        return Vectors([s.vectors for s in self._parts], cut)
 
     @cached_property
     def owner(self) -> NDArray[np.int64]:

@@ -25,11 +25,11 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -37,6 +37,8 @@ import pyarrow as pa
 from lookalike import objects
 from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch
 from lookalike.types import Quarantined
+
+T = TypeVar("T")
 
 FORMAT = 1
 """Version of the layout above; a catalog of a later format is refused."""
@@ -437,22 +439,31 @@ class Store:
             dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, error_if_tagged_old_versions=False)
         return True
 
-    def hold(self, version: int) -> None:
-        """Keep a version readable until ``release``, however old it grows; the writer does. One at a time."""
+    def hold(self, version: int, name: str = HELD) -> None:
+        """Keep a version readable until ``release``, however old it grows. One of each name."""
         dataset = self.dataset()
         with self._errors():
-            if HELD in dataset.tags.list():  # of a run that was killed
-                dataset.tags.update(HELD, version)
+            if name in dataset.tags.list():  # of a run that was killed
+                dataset.tags.update(name, version)
             else:
-                dataset.tags.create(HELD, version)
+                dataset.tags.create(name, version)
 
-    def release(self) -> None:
-        """No version is held any more."""
+    def release(self, name: str = HELD) -> None:
+        """The version of that name is held no more."""
         if self.exists:
             dataset = self.dataset()
             with self._errors():
-                if HELD in dataset.tags.list():
-                    dataset.tags.delete(HELD)
+                if name in dataset.tags.list():
+                    dataset.tags.delete(name)
+
+    def change(self, work: Callable[[Any], T]) -> T:
+        """Have ``work`` change the rows' dataset in ways that leave the rows as they are, durably; within ``writing``."""
+        dataset = self.dataset()
+        with self._errors():
+            before = self._files()
+            done = work(dataset)
+            self._make_durable(before)
+        return done
 
     def _files(self) -> set[str]:
         if self.remote:  # where nothing is left to be made durable
