@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
     from lookalike.sources.web import Web
 
 
+EXPORTED = 50_000
+"""Rows that are written at once."""
+
+
 class Catalog:
     """One catalog directory. Safe to search from several threads; writing takes the catalog's one lock."""
 
@@ -368,8 +372,8 @@ class Catalog:
         suffix = path.suffix.lower()
         if suffix not in (".csv", ".jsonl", ".parquet") or (vectors and suffix == ".csv"):
             raise InputError(f"{path}: export to .csv, .jsonl or .parquet (vectors not to .csv)")
-        rows = self.store.rows()
-        rows = rows.take(pc.sort_indices(rows, [("lk_id", "ascending"), ("lk_position", "ascending")]))
+        rows = self.store.rows([c for c in self.store.columns() if vectors or c != "lk_vector"])
+        order = pc.sort_indices(rows, [("lk_id", "ascending"), ("lk_position", "ascending")])
         manifest = self.store.manifest()
         ours = {
             "id": "lk_id",
@@ -383,10 +387,10 @@ class Catalog:
         columns = {**ours, **{c if c not in ours else f"{c}_": c for c in attributes}}
         if vectors:
             columns["vector"] = "lk_vector"
-        table = rows.select(list(columns.values())).rename_columns(list(columns)).combine_chunks()
+        table = rows.select(list(columns.values())).rename_columns(list(columns))
         part = path.with_name(path.name + ".part")
         try:
-            _write(table, part, suffix)
+            _write(table, order, part, suffix)
             part.replace(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -433,22 +437,25 @@ def _several(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _write(table: Any, path: Path, suffix: str) -> None:
+def _write(table: Any, order: Any, path: Path, suffix: str) -> None:
+    """The rows of a table in an order, some at a time."""
     from lookalike.snapshot import number
 
+    parts = (table.take(order[start : start + EXPORTED]) for start in range(0, max(1, len(order)), EXPORTED))
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        pq.write_table(table, path, compression="zstd")
+        with pq.ParquetWriter(path, table.schema, compression="zstd") as file:
+            for part in parts:
+                file.write_table(part)
         return
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
         if suffix == ".csv":
-            writer = csv.writer(file)
             writer.writerow(table.column_names)
-            for batch in table.to_batches(max_chunksize=10_000):
-                for row in batch.to_pylist():
+        for part in parts:
+            for row in part.to_pylist():
+                if suffix == ".csv":
                     writer.writerow(["" if v is None else number(v) for v in row.values()])
-        else:
-            for batch in table.to_batches(max_chunksize=10_000):
-                for row in batch.to_pylist():
-                    file.write(json.dumps({k: number(v) for k, v in row.items()}, ensure_ascii=False) + "\n")
+                else:
+                    text.write(json.dumps({k: number(v) for k, v in row.items()}, ensure_ascii=False) + "\n")

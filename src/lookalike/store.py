@@ -315,25 +315,23 @@ class Store:
             empty = schema(1).empty_table()
             return empty.select(columns) if columns else empty
         with self._errors(reading=True):
-            table = self._at(version).to_table(columns=[_on_disk(c) for c in columns] if columns else None)
+            table = self.dataset(version or 0).to_table(columns=[_on_disk(c) for c in columns] if columns else None)
             return table.rename_columns([unquote(c) for c in table.column_names])
 
     def scan(self, columns: list[str], version: int | None = None, block: int = BLOCK) -> Iterator[pa.RecordBatch]:
         """Some columns of all rows, at most ``block`` at a time, in the order of their places. Errors as for ``rows``."""
         if self.exists:
             with self._errors(reading=True):
-                for rows in self._at(version).to_batches(columns=[_on_disk(c) for c in columns], batch_size=block):
+                for rows in self.dataset(version or 0).to_batches(
+                    columns=[_on_disk(c) for c in columns], batch_size=block
+                ):
                     yield rows.rename_columns([unquote(c) for c in rows.schema.names])
 
     def take(self, places: Sequence[int], columns: list[str], version: int) -> pa.Table:
         """Rows by their places in a version, which are 0 … in the order of ``scan``. Errors as for ``rows``."""
         with self._errors(reading=True):
-            table = self._at(version).take(list(places), columns=[_on_disk(c) for c in columns])
+            table = self.dataset(version or 0).take(list(places), columns=[_on_disk(c) for c in columns])
             return table.rename_columns([unquote(c) for c in table.column_names])
-
-    def _at(self, version: int | None) -> Any:
-        dataset = self.dataset()
-        return dataset if version in (None, dataset.version) else dataset.checkout_version(version)
 
     def columns(self) -> list[str]:
         """Names of all columns; ours where the catalog does not exist yet."""
