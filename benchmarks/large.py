@@ -3,7 +3,8 @@
     python benchmarks/large.py big.catalog photos/ [--add 1000] [--rounds 100]
 
 Opens the catalog in a new process (first answer), searches it in several ways, copies ``--add`` photos of the folder under new
-names, indexes them, and says how long it took until they were found; then takes them out again. Times in milliseconds unless said otherwise.
+names, indexes them, and says how long it took until they were found; then takes them out again.
+Times in milliseconds unless said otherwise.
 """
 
 from __future__ import annotations
