@@ -1,24 +1,129 @@
 """How fast photos become rows, beside decoding alone and encoding alone; and what a row costs as a catalog grows.
 
+    python benchmarks/indexing.py photos SOURCE [--size 1080x1440] [--photos 500] [--encoder builtin] [--repeats 3]
     python benchmarks/indexing.py grow CATALOG --like OTHER [--rows 1000000] [--plot growth.png]
 
-``grow`` fills CATALOG with rows like those of OTHER, a catalog with the same encoder: titles, attributes and palettes as they
-are, ids and digests of their own, vectors turned a little at random. They go in where the encoder's would, in commits of the
-usual size with the usual compaction. Prints, for each tenth, microseconds per row, the slowest commit, fragments, and what
-the catalog takes on the disk.
+``photos`` takes photos of SOURCE, as they are or brought to a size, and prints photos/s of decoding alone (reading, digest,
+palette and fitting, on all cores), of encoding alone (of pixels that are ready, on all cores), of ``lookalike index``, to the
+last commit, and how much longer that takes than the slower of the two. Beside it, on the same photos, with torch and random
+weights: the loop that small systems use, ResNet50 over one photo at a time, and open_clip's ViT-B/32 over batches of 32; both
+decode in the same loop and write nothing. Medians of ``--repeats`` interleaved runs.
+
+``grow`` fills CATALOG with rows like those of OTHER: titles, attributes and palettes as they are, ids and digests of their own,
+vectors turned a little at random. They go in where the encoder's would, in commits of the usual size with the usual
+compaction. Prints, for each tenth, microseconds per row, the slowest commit, fragments, and what the catalog takes on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
-from lookalike import indexing
+import lookalike
+from lookalike import images, indexing
+from lookalike.colours import palette
+from lookalike.encoders import load
+from lookalike.sources import open_source
 from lookalike.store import Store
+from lookalike.types import Product
+
+CORES = os.cpu_count() or 1
+
+
+def photos(options: argparse.Namespace) -> None:
+    found = [str(p) for product in open_source(options.source).products for p in product.photos][: options.photos]
+    encoder = load(options.encoder, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.size:
+            found = [_sized(p, options.size, Path(folder, f"{n}.jpg")) for n, p in enumerate(found)]
+        pixels = [encoder.prepare(images.read(p, at_least=max(encoder.size))) for p in found]
+        ways: dict[str, Callable[[], Any]] = {
+            "decoding alone": lambda: _decode(found, encoder),
+            "encoding alone": lambda: [encoder.encode_photos(np.stack(pixels[n : n + 32])) for n in _starts(found)],
+            "lookalike index": lambda: _index(found, encoder, Path(folder)),
+            **_torch_ways(found),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for repeat in range(options.repeats + 1):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                if repeat:  # the first warms up
+                    seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    size = "x".join(map(str, Image.open(images.file_of(found[0])).size)) if not options.size else options.size
+    print(f"{len(found)} photos of {size}, {CORES} cores, load average before and now {os.getloadavg()[0]:.1f}")
+    for name, median in medians.items():
+        spread = f"{len(found) / max(seconds[name]):.0f} … {len(found) / min(seconds[name]):.0f}"
+        print(f"{name:34} {len(found) / median:7.1f} photos/s ({spread})")
+    slower = max(medians["decoding alone"], medians["encoding alone"])
+    print(f"lookalike index takes {medians['lookalike index'] / slower:.2f} × the slower of the two alone")
+
+
+def _starts(found: list[str]) -> range:
+    return range(0, len(found), 32)
+
+
+def _sized(photo: str, size: str, file: Path) -> str:
+    width, height = map(int, size.split("x"))
+    images.read(photo).resize((width, height), Image.Resampling.BICUBIC).save(file, quality=90)
+    return str(file)
+
+
+def _decode(found: list[str], encoder: Any) -> None:
+    def one(path: str) -> None:
+        content = images.load(path)
+        images.digest(content)
+        image = images.read(content, at_least=max(encoder.size))
+        encoder.prepare(image)
+        palette(image)
+
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(one, found))
+
+
+def _index(found: list[str], encoder: Any, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as target:
+        lookalike.open(target, encoder=encoder).index([Product(str(n), [p]) for n, p in enumerate(found)])
+
+
+def _torch_ways(found: list[str]) -> dict[str, Callable[[], Any]]:
+    try:
+        import open_clip
+        import timm
+        import torch
+    except ImportError as error:
+        print(f"without {error.name}: nothing of torch beside it")
+        return {}
+    resnet = timm.create_model("resnet50", pretrained=False, num_classes=0).eval()
+    clip = open_clip.create_model("ViT-B-32").eval()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def tensor(path: str) -> torch.Tensor:
+        pixels = np.asarray(Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+        return ((torch.from_numpy(pixels.copy()) / 255 - mean) / std).permute(2, 0, 1)
+
+    def one_by_one() -> None:
+        for path in found:
+            resnet(tensor(path)[None])
+
+    def batches() -> None:
+        for n in _starts(found):
+            clip.encode_image(torch.stack([tensor(p) for p in found[n : n + 32]]))
+
+    torch.set_grad_enabled(False)
+    return {"torch ResNet50, one by one": one_by_one, "open_clip ViT-B/32, batches of 32": batches}
 
 
 def grow(options: argparse.Namespace) -> None:
@@ -86,6 +191,13 @@ def _plot(points: list[tuple[int, float]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
+    measured = commands.add_parser("photos")
+    measured.add_argument("source")
+    measured.add_argument("--size", help="WIDTHxHEIGHT that photos are brought to first")
+    measured.add_argument("--photos", type=int, default=500)
+    measured.add_argument("--encoder", default="builtin")
+    measured.add_argument("--repeats", type=int, default=3)
+    measured.set_defaults(run=photos)
     grown = commands.add_parser("grow")
     grown.add_argument("catalog", type=Path)
     grown.add_argument("--like", type=Path, required=True)

@@ -68,6 +68,14 @@ def test_words_of_colour_find_drawings_of_that_colour(encoder: Encoder, pixels: 
         assert scores[own].mean() > scores[~own].mean(), colour
 
 
+def test_a_large_batch_is_shared_by_the_cores_and_stays_in_order():
+    builtin = encoders.load("builtin", threads=3)
+    pixels = np.random.default_rng(1).integers(0, 256, (21, *builtin.size, 3), np.uint8)
+    alone = np.concatenate([builtin.encode_photos(one[None]) for one in pixels])
+    assert np.allclose(builtin.encode_photos(pixels), alone, atol=1e-5)
+    assert builtin.encode_photos(pixels[:0]).shape == (0, builtin.dim)
+
+
 def test_builtin_keeps_to_its_budget_and_has_a_card():
     total = sum(f.stat().st_size for f in BUILTIN.iterdir() if f.is_file())
     assert total <= 12_000_000

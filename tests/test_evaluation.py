@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from conftest import COLOURS, KINDS, draw, write_csv
 from lookalike import encoders
 from lookalike.cli import app
 from lookalike.errors import InputError, UsageError
-from lookalike.evaluation import calibration, compare, everyday, inshop, kagl, metrics, protocol, street
+from lookalike.evaluation import bench_encode, calibration, compare, everyday, inshop, kagl, metrics, protocol, street
 from lookalike.evaluation import catalog as leave
 from lookalike.evaluation.report import write
 from lookalike.sources.street import street_photos
@@ -592,3 +593,40 @@ def test_two_photos_are_compared_by_any_encoder(
     assert "by colour-histogram-1" in printed.output
     refused = runner.invoke(app, ["compare", red, "nowhere.jpg"])
     assert isinstance(refused.exception, InputError)
+
+
+def test_what_encoders_cost_is_measured_once(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a process of its own each; a run that was stopped goes on; other photos are measured anew."""
+    (folder / "men" / "bag" / "text.jpg").write_text("not a photo")
+    out = tmp_path / "out"
+
+    def rows_of(*more: str) -> dict[str, dict[str, dict[str, float]]]:
+        done = CliRunner().invoke(app, [*command, *more])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)["tables"][0]["rows"]
+
+    command = ["bench", "encode", "fake", "colour-histogram", "--data", str(folder), "--out", str(out), "--json"]
+    rows = rows_of()
+    assert list(rows) == ["fake", "colour-histogram"]
+    for row, dim in zip(rows.values(), (64, 128), strict=True):
+        assert row["dimensions"]["mean"] == dim
+        assert row["photos/s"]["mean"] > 0 and row["ms a photo"]["mean"] > 0
+    assert rows["fake"]["ms a text"]["mean"] > 0 and rows["colour-histogram"]["ms a text"]["mean"] is None
+    assert rows["fake"]["memory"]["mean"] is None or 20e6 < rows["fake"]["memory"]["mean"] < 1e9
+
+    cells = out / "cells.jsonl"
+    lines = cells.read_text().splitlines(True)
+    cells.write_text(lines[0] + lines[1][:40] + "\n")  # killed while it wrote the second
+    measured: list[str] = []
+    real = bench_encode.measure
+    monkeypatch.setattr(bench_encode, "ProcessPoolExecutor", lambda *a: ThreadPoolExecutor(1))
+    monkeypatch.setattr(bench_encode, "SECONDS", 0.01)
+    monkeypatch.setattr(bench_encode, "measure", lambda name, *rest: (measured.append(name), real(name, *rest))[1])
+    again = rows_of()
+    assert measured == ["colour-histogram"] and again["fake"] == rows["fake"]
+    rows_of("--photos", "5")
+    assert measured == ["colour-histogram", "fake", "colour-histogram"]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_text("not a photo")
+    with pytest.raises(InputError, match="none of the photos can be read"):
+        bench_encode.evaluate(["fake"], [str(tmp_path / "bad" / "a.jpg")], [], out)

@@ -632,10 +632,13 @@ train_app = typer.Typer(help="Train an encoder (extra: train).", no_args_is_help
 app.add_typer(train_app, name="train")
 evaluate_app = typer.Typer(help="Measure retrieval quality.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
+bench_app = typer.Typer(help="Measure speed on your own data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 
 @train_app.callback()
 @evaluate_app.callback()
+@bench_app.callback()
 def _group() -> None:
     pass
 
@@ -1055,6 +1058,35 @@ def evaluate_compare(
         what = f" of {Path(data).name}" + (f" ({len(unread)} photos cannot be read)" if unread else "")
     loaded = [load(name, threads=1) for name in encoder]
     _reported(together.evaluate(loaded, shelf, what, known, _say), report, as_json)
+
+
+@bench_app.command("encode")
+def bench_encode(
+    encoder: Annotated[list[str], typer.Argument(help="Encoders: names, directories, .tflite files.")],
+    data: Annotated[Optional[str], typer.Option(help="Photos: a source, as for index; else the catalog's.")] = None,  # noqa: UP045
+    map_: Annotated[Optional[list[str]], typer.Option("--map", help="image=COLUMN,id=COLUMN,title=COLUMN …")] = None,  # noqa: UP045
+    photos: Annotated[int, typer.Option(help="So many of them, by chance.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Of the chance.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Cores, 0 for all.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Figures; a second run goes on from here.")] = Path("bench-encode"),
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """What encoders cost on your own photos: photos/s, ms for a photo and for a text, memory, disk."""
+    from lookalike.evaluation import bench_encode as bench
+    from lookalike.evaluation.catalog import sampled
+
+    if data is None:
+        rows = _open(catalog).store.rows(["lk_path", "lk_title"]).to_pylist()
+        known = [(row["lk_path"], row["lk_title"] or "") for row in rows]
+    else:
+        known = [
+            (str(p), product.title) for product in _local(data, _roles(map_ or [])).products for p in product.photos
+        ]
+    some = [known[n] for n in sampled(len(known), photos, seed)]
+    texts = list(dict.fromkeys(title for _, title in some if title))
+    found = bench.evaluate(encoder, [path for path, _ in some], texts, out, threads, _say)
+    _reported(found, None, as_json)
 
 
 def _listed(names: list[str] | None) -> list[str]:

@@ -99,6 +99,9 @@ def from_records(
     return _products(name, columns, rows, roles or {}, key, base, "")
 
 
+VALUES = 65_536
+"""Different texts of cells that are kept as one object each."""
+
 Rows = Iterable[tuple[int, dict[str, Any]]]
 
 
@@ -281,7 +284,8 @@ def _products(
     kinds.update({c: "text" for c in codes if c in kinds})
     finder = None if isinstance(base, str) else _Photos(base)
     missing = ""
-    for identity, (line, names, row) in joined.items():
+    for identity in list(joined):
+        line, names, row = joined.pop(identity)  # rows and products of a large table need not be in memory at once
         where = f"{table}, line {line}"
         photos = []
         for name in names:
@@ -325,6 +329,7 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
     joined: Joined = {}
     clashes: list[str] = []
     count = 0
+    values: dict[str, str] = {}
     image = roles["image"]
     for line, row in rows:
         count += 1
@@ -336,7 +341,7 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
             quarantined.append(Quarantined(f"{table}, line {line}", "the row has no id; fill it in"))
             continue
         if identity not in joined:
-            joined[identity] = (line, names, row)
+            joined[identity] = (line, names, {c: _shared(v, values) for c, v in row.items()})
             continue
         first, known, before = joined[identity]
         for column, value in row.items():
@@ -356,6 +361,13 @@ def _joined(table: str, rows: Rows, roles: dict[str, str], quarantined: list[Qua
             "Nothing was changed; make the ids differ, or say which column is the id: --map id=COLUMN"
         )
     return joined, count
+
+
+def _shared(value: Any, values: dict[str, str]) -> Any:
+    """The same text as one object: most cells of a large table say what many others say."""
+    if type(value) is not str:
+        return value
+    return values.setdefault(value, value) if len(values) < VALUES else values.get(value, value)
 
 
 def _stem(name: str) -> str:
