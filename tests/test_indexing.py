@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -493,3 +496,124 @@ def test_a_put_that_fails_in_the_middle_changes_nothing(
     with pytest.raises(MemoryError):
         catalog.put(many)
     assert catalog.store.version() == before
+
+
+def test_work_can_be_done_elsewhere_in_any_blocks(tmp_path: Path, folder: Path):
+    """Work and its photos are pickled, encoded apart from the catalog, and committed: the content is that of ``index``."""
+    (folder / "men" / "bag" / "text.jpg").write_text("not a photo")
+    here = lookalike.open(tmp_path / "here", encoder="fake")
+    here.index(folder)
+    there = lookalike.open(tmp_path / "there", encoder="fake")
+    source = lookalike.sources.open_source(folder)
+    with there.store.writing():
+        plan = indexing.plan(there.store, there.encoder, "fake", source)
+        work, todo = pickle.loads(pickle.dumps((plan.work, plan.todo)))
+        for block in (todo[:1], todo[20:], todo[1:20], []):
+            rows, refused = work.rows(there.encoder, block)
+            plan.count(rows, refused)
+            plan.commit(rows)
+        plan.finish()
+        plan.close()
+    assert counts(plan.report) == (24, 0, 0, 0, 1)
+    files = [tmp_path / f"{n}.parquet" for n in "ab"]
+    for catalog, file in zip((here, there), files, strict=True):
+        assert catalog.export(file, vectors=True) == 24
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [q.reason for q in there.quarantine()] == [q.reason for q in here.quarantine()]
+    with pytest.raises(EncoderMismatch, match="planned for the encoder fake-1"):
+        work.rows(lookalike.encoders.load("builtin"), todo)
+
+
+def test_places_are_those_of_a_version_whatever_was_removed_and_merged(
+    tmp_path: Path, catalog: lookalike.Catalog, folder: Path
+):
+    store = catalog.store
+    catalog.remove("p03", "p07")
+    catalog.index(folder)
+    version = store.version()
+    rows = store.rows(version=version)
+    catalog.remove("p01")
+    catalog.compact()
+    blocks = list(store.scan(["lk_id", "lk_vector"], version, block=5))
+    assert max(map(len, blocks)) <= 5
+    assert pa.Table.from_batches(blocks).equals(rows.select(["lk_id", "lk_vector"]))
+    places = [30, 2, 11, 2]
+    assert store.take(places, ["lk_vector", "lk_photo"], version).equals(
+        rows.select(["lk_vector", "lk_photo"]).take(places)
+    )
+
+
+def test_a_few_products_read_their_own_rows_alone(
+    tmp_path: Path, catalog: lookalike.Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of other rows of a catalog nothing but the ids is looked at: 1,000 photos cost the same wherever they go."""
+    catalog.index(folder)
+    real, taken = type(catalog.store).take, []
+    monkeypatch.setattr(type(catalog.store), "rows", lambda *a, **k: pytest.fail("read everything"))
+    monkeypatch.setattr(
+        type(catalog.store), "take", lambda s, places, *a: (taken.extend(places), real(s, places, *a))[1]
+    )
+    catalog.put([product(tmp_path, "p00", "black"), product(tmp_path, "new", "red")])
+    assert len(taken) == 2  # p00 had two photos
+    catalog.index([product(tmp_path, "more", "blue"), product(tmp_path, "new", "red")])
+    assert len(taken) == 4  # its row, and its vector, which is kept
+    catalog.remove("p05")
+    assert len(taken) == 5
+
+
+def test_vectors_of_known_content_outlive_commits_and_compactions(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a run read from is kept until its end, and no longer, though nothing else would keep it."""
+    monkeypatch.setattr(indexing, "COMMIT_ROWS", 1)
+    monkeypatch.setattr(indexing, "BATCH", 2)
+    monkeypatch.setattr("lookalike.store.COMPACT_AT", 2)
+    monkeypatch.setattr("lookalike.store.KEEP_VERSIONS", timedelta(microseconds=1))
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index(folder)
+    vectors = {r["lk_digest"]: r["lk_vector"] for r in catalog.store.rows(["lk_digest", "lk_vector"]).to_pylist()}
+    catalog.store.hold(catalog.store.version())  # as a killed run leaves it
+    with catalog.store.writing():
+        catalog.store.commit(catalog.store.rows().slice(0, 1), replaces=True)
+    folder.rename(tmp_path / "moved")
+    catalog.encoder.encode_photos = lambda pixels: pytest.fail("encoded again")  # type: ignore[method-assign]
+    source = lookalike.sources.open_source(tmp_path / "moved")
+    source.key = str(folder)
+    for shift, found in enumerate(source.products):  # every product has another's photo now
+        source.products[shift] = replace(found, photos=[sorted((tmp_path / "moved").rglob("*.jpg"))[shift - 1]])
+    report = catalog.index(source)
+    assert report.updated + report.unchanged == 24 and report.updated > 12
+    rows = catalog.store.rows(["lk_digest", "lk_vector"]).to_pylist()
+    assert {r["lk_digest"] for r in rows} == set(vectors)
+    assert all(r["lk_vector"] == vectors[r["lk_digest"]] for r in rows)
+    assert not catalog.store.dataset().tags.list()
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 30])
+def test_commits_cost_the_same_however_large_a_catalog_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    """Compaction rewrites a row once per size, and few fragments remain, in their order."""
+    monkeypatch.setattr("lookalike.store.COMPACT_AT", 4)
+    monkeypatch.setattr("lookalike.store.SMALLEST", 8)
+    monkeypatch.setattr("lookalike.store.KEEP_VERSIONS", timedelta(microseconds=1))
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    draw(tmp_path / "photos" / "0.jpg", "red", "bag")
+    catalog.index(tmp_path / "photos")
+    row = catalog.store.rows()
+    rewritten, total = 0, 1
+    while total < 300:
+        numbers = [f"{n:05}" for n in range(total, total + at_once)]
+        rows = row.take([0] * at_once).set_column(0, row.schema.field(0), pa.array(numbers))
+        with catalog.store.writing():
+            catalog.store.commit(rows, replaces=False)
+            before = {f.fragment_id for f in catalog.store.dataset().get_fragments()}
+            if catalog.store.compact():
+                after = [f for f in catalog.store.dataset().get_fragments() if f.fragment_id not in before]
+                rewritten += sum(f.metadata.num_rows for f in after)
+        total += at_once
+        assert len(catalog.store.dataset().get_fragments()) < 4 * 5
+    assert (
+        rewritten <= 5 * total
+    )  # sizes up to 8, 32, 128, 512: merging all of them each time would be 20 times as much
+    assert catalog.store.rows(["lk_photo"])["lk_photo"].to_pylist()[1:] == [f"{n:05}" for n in range(1, total)]

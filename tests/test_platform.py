@@ -909,14 +909,14 @@ def test_a_source_is_indexed_in_the_background_with_progress(
 ):
     monkeypatch.setattr("lookalike.server.app.POLL_SECONDS", 0.02)
     go = threading.Event()
-    real = indexing._Run._read
+    real = indexing.Work._read
 
-    def slow(self: indexing._Run, photo: object) -> object:
+    def slow(*args: object) -> object:
         if not go.is_set():
             time.sleep(0.05)
-        return real(self, photo)  # type: ignore[arg-type]
+        return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(indexing._Run, "_read", slow)
+    monkeypatch.setattr(indexing.Work, "_read", slow)
     catalog = lookalike.open(tmp_path / "c", encoder="fake")
     with served(catalog, "secret", source=str(folder)) as client:
         client.headers.update(bearer("secret"))
@@ -943,14 +943,14 @@ def test_stopped_in_the_middle_it_goes_on_at_the_next_start(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(indexing, "BATCH", 2)
-    real = indexing._Run._read
+    real = indexing.Work._read
 
-    def slow(self: indexing._Run, photo: object) -> object:
+    def slow(*args: object) -> object:
         time.sleep(0.05)
-        return real(self, photo)  # type: ignore[arg-type]
+        return real(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing._Run, "_read", slow)
+        patch.setattr(indexing.Work, "_read", slow)
         patch.setattr(indexing, "AHEAD", 2)
         with served(lookalike.open(tmp_path / "c", encoder="fake"), source=str(folder)) as client:
             wait_for(lambda: client.get("/api/indexing").json()["done"] >= 6)

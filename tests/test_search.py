@@ -230,11 +230,9 @@ def test_a_catalog_from_before_colours_gets_them_at_the_next_index(
     def before(dim: int):
         return old(dim).remove(old(dim).get_field_index("lk_colours"))
 
-    rows = indexing._Batch._table
     with monkeypatch.context() as patch:
         patch.setattr(store, "schema", before)
         patch.setattr(indexing, "schema", before)
-        patch.setattr(indexing._Batch, "_table", lambda self, r, v: _without(rows, self, r, v, old, patch))
         made = lookalike.open(tmp_path / "old", encoder="fake")
         made.index(table)
     assert "lk_colours" not in made.store.columns()
@@ -245,13 +243,6 @@ def test_a_catalog_from_before_colours_gets_them_at_the_next_index(
     assert (report.added, report.unchanged) == (0, 13)
     assert made.search(colour="#c81e28", k=1)[0].attributes["colour"] == "Red"
     assert made.index(table).unchanged == 13 and made.verify()["damaged"] == []
-
-
-def _without(rows, batch, reads, vectors, old, patch):
-    from lookalike import indexing
-
-    patch.setattr(indexing, "schema", old)
-    return rows(batch, reads, vectors).drop_columns(["lk_colours"])
 
 
 def test_votes_are_kept_without_who_and_what_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

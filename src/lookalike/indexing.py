@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lookalike import images
 from lookalike.colours import palette
 from lookalike.encoders.base import Encoder, photo_dim
-from lookalike.errors import ImageError, InputError
+from lookalike.errors import EncoderMismatch, ImageError, InputError
 from lookalike.sources import Source
 from lookalike.sources.table import as_text, kind_of
 from lookalike.store import ARROW, PREFIX, Manifest, Store, schema
@@ -38,6 +38,9 @@ COMMIT_ROWS, COMMIT_SECONDS = 1024, 5.0
 
 AHEAD = 256
 """Photos decoded ahead of the encoder: bounds the memory whatever the size of the source."""
+
+COMPARED = 8192
+"""Rows of the catalog that are set beside the source's photos at a time."""
 
 UPLOADS = "uploads"
 """The source of products that ``put`` brought. Any other source that names the same ids takes them over."""
@@ -67,8 +70,12 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Photo:
-    """One photo of the source, and its row in the catalog if it has one (``known``: digest)."""
+class Planned:
+    """One photo of a source: what its row will say, and what the catalog has under that key, if anything.
+
+    ``source`` is the key of the source that the row will belong to, ``item`` what quarantine calls the photo; ``known`` is the
+    digest in the catalog.
+    """
 
     key: str
     product: Product
@@ -76,19 +83,170 @@ class _Photo:
     path: str
     size: int
     mtime: int
-    known: str | None
-    same_file: bool
+    source: str
+    item: str
+    known: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
     """A photo after reading: digest, colours and pixels, or the reason why not. None of what is known already."""
 
-    photo: _Photo
+    photo: Planned
     digest: str = ""
     pixels: NDArray[np.uint8] | None = None
     colours: bytes | None = None
     reason: str = ""
+
+
+class Known:
+    """Content that has a vector already and need not be encoded again; nothing, where no catalog is at hand.
+
+    ``places`` are the rows of digests, ``described`` those of descriptions, ``coloured`` the digests that have a palette, all
+    in one version of the catalog, from which vectors are read when they are wanted.
+    """
+
+    def __init__(self, store: Store | None = None, version: int = 0):
+        self.store, self.version = store, version
+        self.places: dict[str, int] = {}
+        self.described: dict[str, int] = {}
+        self.coloured: set[str] = set()
+
+    def rows(self, places: Sequence[int]) -> dict[int, tuple[NDArray[np.float32], bytes | None]]:
+        """Place → vector (dim,) and palette."""
+        if not places or self.store is None:
+            return {}
+        rows = self.store.take(places, ["lk_vector", *(["lk_colours"] if self.coloured else [])], self.version)
+        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(places), -1)
+        colours = rows["lk_colours"].to_pylist() if self.coloured else [None] * len(places)
+        return dict(zip(places, zip(flat, colours, strict=True), strict=True))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Planned photos → rows for the store, in whatever process: holds no encoder and no catalog, and can be sent.
+
+    ``encoder`` is the name by which the encoder can be loaded there; ``kinds`` has each attribute's kind, for the columns.
+    """
+
+    encoder: str
+    encoder_id: str
+    dim: int
+    photo_dim: int
+    kinds: Mapping[str, str]
+
+    def rows(
+        self, encoder: Encoder, photos: Iterable[Planned], known: Known | None = None, workers: int = 1
+    ) -> tuple[pa.Table, list[Quarantined]]:  # fmt: skip
+        """The rows of those photos that can be used, in order, and the others with the reason; arguments as for ``blocks``."""
+        tables, refused = [self.schema.empty_table()], []
+        for table, problems in self.blocks(encoder, photos, known, workers):
+            tables.append(table)
+            refused += problems
+        return pa.concat_tables(tables).combine_chunks(), refused
+
+    def blocks(
+        self, encoder: Encoder, photos: Iterable[Planned], known: Known | None = None, workers: int = 1,
+        seen: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[pa.Table, list[Quarantined]]]:  # fmt: skip
+        """As ``rows``, ``BATCH`` usable photos at a time; threads read and decode ahead of the encoder meanwhile.
+
+        Args:
+            encoder: the one that ``encoder`` names.
+            photos: any part of a plan's photos.
+            known: content that need not be encoded again.
+            workers: threads that read and decode.
+            seen: called after each photo that was read.
+
+        Raises:
+            EncoderMismatch: the encoder is not the one that was planned for.
+        """
+        if encoder.id != self.encoder_id:
+            raise EncoderMismatch(
+                f"planned for the encoder {self.encoder_id}, not {encoder.id}; install the same one here"
+            )
+        known = known or Known()
+        waiting: list[_Read] = []
+        refused: list[Quarantined] = []
+        for read in self._read_ahead(encoder, photos, known, workers):
+            if read.reason:
+                refused.append(Quarantined(read.photo.item, read.reason))
+            else:
+                waiting.append(read)
+            if len(waiting) == BATCH:
+                yield self._table(encoder, waiting, known), refused
+                waiting, refused = [], []
+            seen()
+        if waiting or refused:
+            yield self._table(encoder, waiting, known), refused
+
+    def _read_ahead(self, encoder: Encoder, photos: Iterable[Planned], known: Known, workers: int) -> Iterator[_Read]:
+        """Photos read and decoded by threads, in order, at most ``AHEAD`` ahead."""
+        pending: deque[Future[_Read]] = deque()
+        pool = ThreadPoolExecutor(workers, "lookalike-read")
+        try:
+            rest = iter(photos)
+            pending.extend(pool.submit(self._read, encoder, p, known) for p in itertools.islice(rest, AHEAD))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(self._read, encoder, p, known) for p in itertools.islice(rest, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, encoder: Encoder, photo: Planned, known: Known) -> _Read:
+        try:
+            content = images.load(photo.path)
+            digest = images.digest(content)
+            if digest in known.coloured:
+                return _Read(photo, digest)
+            image = images.read(content, at_least=max(encoder.size), name=photo.path)
+            pixels = None if digest in known.places else encoder.prepare(image)
+            return _Read(photo, digest, pixels, palette(image).tobytes())
+        except (ImageError, InputError) as error:
+            return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows: the store's, then the attributes'."""
+        return pa.schema([*schema(self.dim), *(pa.field(name, ARROW[kind]) for name, kind in self.kinds.items())])
+
+    def _table(self, encoder: Encoder, reads: Sequence[_Read], known: Known) -> pa.Table:
+        """Rows of what was read; vectors of photos, and of the words beside them, are made where they are not known yet."""
+        photos = [r.photo for r in reads]
+        said = [description(p.product.title, p.product.attributes) if self.photo_dim < self.dim else "" for p in photos]
+        places = {known.places[r.digest] for r in reads if r.pixels is None}
+        found = known.rows(sorted(places | {known.described[text] for text in said if text in known.described}))
+        fresh = [r.pixels for r in reads if r.pixels is not None]
+        texts = [text for text in dict.fromkeys(said) if text and text not in known.described]
+        made = iter(encoder.encode_photos(np.stack(fresh)) if fresh else ())
+        words = dict(zip(texts, encoder.encode_texts(texts) if texts else (), strict=True))
+        vectors, colours = np.zeros((len(reads), self.dim), np.float32), []
+        for row, read, text in zip(vectors, reads, said, strict=True):
+            old, palette_of = found[known.places[read.digest]] if read.pixels is None else (next(made), None)
+            row[: self.photo_dim] = old[: self.photo_dim]
+            colours.append(read.colours or palette_of)
+            if text:
+                spoken = words[text] if text in words else found[known.described[text]][0]
+                row[self.photo_dim :] = spoken[self.photo_dim :]
+        columns: dict[str, Iterable[Any]] = {
+            "lk_photo": (p.key for p in photos),
+            "lk_id": (p.product.id for p in photos),
+            "lk_position": (p.position for p in photos),
+            "lk_title": (p.product.title for p in photos),
+            "lk_source": (p.source for p in photos),
+            "lk_path": (p.path for p in photos),
+            "lk_digest": (r.digest for r in reads),
+            "lk_size": (p.size for p in photos),
+            "lk_mtime": (p.mtime for p in photos),
+            "lk_colours": colours,
+            "lk_encoder": itertools.repeat(encoder.id, len(reads)),
+            **{name: [p.product.attributes.get(name) for p in photos] for name in self.kinds},
+        }
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self.dim)
+        wanted = self.schema
+        arrays = [flat if f.name == "lk_vector" else pa.array(list(columns[f.name]), f.type) for f in wanted]
+        return pa.Table.from_arrays(arrays, schema=wanted)
 
 
 def photo_key(product: str, position: int) -> str:
@@ -129,21 +287,31 @@ def index(
         CatalogLocked: another process is writing.
         CatalogError: disk full, not writable, damaged.
     """
-    start = time.monotonic()
-    store.check_encoder(encoder.id)
     with store.writing():
-        run = _Run(store, encoder, encoder_name, source, drawn)
-        report = run.report
+        planned = plan(store, encoder, encoder_name, source, drawn=drawn)
         try:
-            run.sync(progress or (lambda done, total: None), workers or os.cpu_count() or 1)
-            if prune:
-                run.prune()
+            _sync(planned, encoder, progress or (lambda done, total: None), workers or os.cpu_count() or 1)
+            planned.finish(prune)
         finally:
-            store.write_quarantine(source.key, run.quarantined)
-            report.problems, report.quarantined = run.quarantined, len(run.quarantined)
-            report.seconds = time.monotonic() - start
+            planned.close()
         store.compact()
-    return report
+    return planned.report
+
+
+def _sync(planned: Plan, encoder: Encoder, progress: Progress, workers: int) -> None:
+    """Read, encode and commit what is not in the catalog as it is in the source."""
+    total = len(planned.photos)
+    counter = itertools.count(total - len(planned.todo))
+    progress(next(counter), total)
+    commits = _Commits(planned)
+    try:
+        for table, refused in planned.work.blocks(
+            encoder, planned.todo, planned.known, workers, lambda: progress(next(counter), total)
+        ):
+            planned.count(table, refused)
+            commits.add(table)
+    finally:  # interrupted, too: what is encoded is kept
+        commits.close()
 
 
 def put(
@@ -168,13 +336,15 @@ def put(
     store.check_encoder(encoder.id)
     with store.writing("put"):
         old = store.manifest()
-        run = _Run(store, encoder, encoder_name, source, drawn=bool(old and old.drawn), replaces=True)
-        run.put(names or {})
-        report = run.report
-        report.problems, report.quarantined = run.quarantined, len(run.quarantined)
+        planned = Plan(store, encoder, encoder_name, source, bool(old and old.drawn), names or {})
+        table, refused = planned.work.rows(encoder, planned.todo, workers=os.cpu_count() or 1)
+        planned.count(table, refused)
+        planned.replace(table)
+        report = planned.report
+        report.problems, report.quarantined = planned.quarantined, len(planned.quarantined)
         ids = [p.id for p in source.products] + sorted(source.broken)
         before = [q for q in store.quarantine() if q.source == UPLOADS]
-        after = [q for q in before if not any(_about(q.item, i) for i in ids)] + run.quarantined
+        after = [q for q in before if not any(_about(q.item, i) for i in ids)] + planned.quarantined
         if after != before:
             store.write_quarantine(UPLOADS, after[-MAX_REFUSED:])
         store.compact()
@@ -192,32 +362,59 @@ def _about(item: str, identity: str) -> bool:
     return item == whole or item.startswith(f"{whole}, photo ")
 
 
-class _Run:
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A row that the plan has no photo for."""
+
+    key: str
+    product: str
+    source: str
+    path: str
+
+
+def plan(
+    store: Store, encoder: Encoder, encoder_name: str, source: Source, *, drawn: bool = False
+) -> Plan:  # fmt: skip
+    """What is to be done to bring the catalog in step with a source; creates the catalog where there is none.
+
+    The caller holds the store's write lock, from before this until after ``Plan.close``. Arguments and errors as for ``index``.
+    """
+    store.check_encoder(encoder.id)
+    return Plan(store, encoder, encoder_name, source, drawn)
+
+
+class Plan:
+    """A source beside what the catalog has of it.
+
+    ``todo`` are the photos to be read, of ``photos``, all of the source's; ``work`` makes rows of them, anywhere, and ``known``
+    spares it what the catalog has. Rows whose ``Planned.known`` is None are new; the others take the place of theirs. Say
+    with ``count`` what became rows; ``finish`` and, in any case, ``close`` in the end.
+    """
+
     def __init__(
-        self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool, replaces: bool = False
+        self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool,
+        names: Mapping[tuple[str, str], str] | None = None,
     ):  # fmt: skip
-        self.store, self.encoder, self.source, self.replaces = store, encoder, source, replaces
+        """``names`` are those of ``put``; None is a sync."""
+        self.start = time.monotonic()
+        self.store, self.source, self.names = store, source, names
         self.report = Report()
         self.quarantined = list(source.quarantined)
         self.broken = set(source.broken)
-        self.rows = store.rows([c for c in store.columns() if c != "lk_vector"])
-        if replaces:  # what a large catalog has besides costs nothing then
-            ids = pa.array([p.id for p in source.products], pa.string())
-            self.rows = self.rows.filter(pc.is_in(self.rows["lk_id"], ids))
-        self.known = {k: n for n, k in enumerate(self.rows["lk_photo"].to_pylist())}
-        digests = self.rows["lk_digest"].to_pylist()
-        self.digests = set(digests)
-        found = self.rows["lk_colours"].to_pylist() if "lk_colours" in self.rows.column_names else []
-        self.colours = {d: c for d, c in zip(digests, found, strict=False) if c is not None}
-        owners = zip(*(self.rows[c].to_pylist() for c in ("lk_id", "lk_source")), strict=True) if replaces else ()
-        self.owners: dict[str, str] = dict(owners)
-        self.photo_dim = photo_dim(encoder)
-        self.vectors: dict[str, NDArray[np.float32]] | None = None
-        self.described: dict[str, NDArray[np.float32]] = {}
-        self.kinds = self._kinds(store.manifest())
+        self.left: list[_Left] = []
+        self.changed: set[str] = set()
+        version = store.version()
+        self.known = Known(store, version)
+        kinds = self._kinds(store.manifest())
+        self.work = Work(encoder_name, encoder.id, encoder.dim, photo_dim(encoder), kinds)
         self.photos = self._plan()
-        self._take_over()
-        self._manifest(encoder_name, drawn)
+        due = self._compare(version) if version else [True] * len(self.photos)
+        self.todo = [p for p, is_due in zip(self.photos, due, strict=True) if is_due]
+        self.replaced = {p.key: p.known for p in self.todo if p.known is not None}
+        self.report.unchanged = len(self.photos) - len(self.todo)
+        self._write_manifest(drawn, getattr(encoder, "source", {}))
+        if self.todo and self.known.places:
+            store.hold(version)  # vectors of known content are read from it after commits of this run replaced them
 
     # Planning: nothing is written here
 
@@ -237,11 +434,10 @@ class _Run:
                     found[name] = kind if found.get(name, kind) == kind else "text"
         return {**kinds, **found}
 
-    def _plan(self) -> list[_Photo]:
+    def _plan(self) -> list[Planned]:
         """The source's photos; attributes that do not fit their column and names that cannot be kept go to quarantine."""
-        out: list[_Photo] = []
+        out: list[Planned] = []
         seen: set[str] = set()
-        files = self.rows.select(["lk_path", "lk_size", "lk_mtime", "lk_digest"]).to_pylist()
         for product in self.source.products:
             label = product.where or product.id
             if not product.id.isprintable() or not product.id:
@@ -276,13 +472,17 @@ class _Run:
                         f"{label}: the id {product.id!r} occurs twice in {self.source.key}; ids must differ"
                     )
                 seen.add(key)
-                row = files[self.known[key]] if key in self.known else None
-                same = row is not None and (row["lk_path"], row["lk_size"], row["lk_mtime"]) == (
-                    path, status.st_size, status.st_mtime_ns,
-                ) and row["lk_digest"] in self.colours  # fmt: skip
-                digest = row["lk_digest"] if row else None
-                out.append(_Photo(key, product, position, path, status.st_size, status.st_mtime_ns, digest, same))
+                item = self._item(product, label, position, path)
+                size, mtime = status.st_size, status.st_mtime_ns
+                out.append(Planned(key, product, position, path, size, mtime, self.source.key, item))
         return out
+
+    def _item(self, product: Product, label: str, position: int, path: str) -> str:
+        """What quarantine calls a photo."""
+        if self.names is not None:
+            return upload_item(product.id, self.names.get((product.id, path), f"photo {position + 1}"))
+        address = self.source.files.get(path)
+        return f"{label}, id {product.id}: {address}" if address else path
 
     def _usable(self, product: Product, label: str) -> Product:
         """The product with its values in their columns' kinds; one that does not fit is left out and told."""
@@ -291,7 +491,7 @@ class _Run:
             if value is None:
                 continue
             try:
-                values[name] = _fitting(name, value, self.kinds[name])
+                values[name] = _fitting(name, value, self.work.kinds[name])
             except ValueError as error:
                 self.quarantined.append(Quarantined(f"{label}, id {product.id}", str(error)))
         title = product.title
@@ -300,30 +500,71 @@ class _Run:
                 Quarantined(f"{label}, id {product.id}", "the title is not Unicode; it is left out")
             )
             title = ""
+        if title == product.title and all(
+            values.get(name) == value for name, value in product.attributes.items() if value is not None
+        ):
+            return product  # nothing to mend: a second copy of each would double the memory
         return replace(product, attributes=values, title=title)
 
-    def _take_over(self) -> None:
-        """Photos that another source brought: the same content moves over, other content is refused.
-
-        What was put one by one always moves over.
+    def _compare(self, version: int) -> list[bool]:
+        """Set the photos beside the rows of one version of the catalog: which of them are to be read?
 
         Raises:
-            InputError: naming the first few.
+            InputError: another source brought one of them, with other content; what was put one by one always moves over.
         """
-        if self.replaces:
-            return
-        sources = self.rows["lk_source"].to_pylist()
-        clashes = []
-        for photo in self.photos:
-            row = self.known.get(photo.key)
-            if row is None or sources[row] in (self.source.key, UPLOADS):
+        due = [True] * len(self.photos)
+        at = {photo.key: n for n, photo in enumerate(self.photos)}
+        owners: dict[str, str] = {}
+        foreign: dict[int, str] = {}
+        kinds = self.work.kinds
+        texts = [n for n, kind in kinds.items() if kind == "text"] if self.work.photo_dim < self.work.dim else None
+        for place, row in self._rows(version):
+            digest, source = row["lk_digest"], row["lk_source"]
+            title, coloured = row["lk_title"] or "", row.get("lk_colours") is not None
+            if coloured or digest not in self.known.places:
+                self.known.places[digest] = place
+            if coloured:
+                self.known.coloured.add(digest)
+            if texts is not None:
+                self.known.described[description(title, {n: row.get(n) for n in texts})] = place
+            owners[row["lk_id"]] = source
+            n = at.get(row["lk_photo"])
+            if n is None:
+                self.left.append(_Left(row["lk_photo"], row["lk_id"], source, row["lk_path"]))
                 continue
+            photo = self.photos[n] = replace(self.photos[n], known=digest)
+            if self.names is None and source not in (self.source.key, UPLOADS):
+                foreign[n] = source
+            attributes = photo.product.attributes
+            moved = self.names is None and source != self.source.key
+            if moved or title != photo.product.title or any(row.get(k) != attributes.get(k) for k in kinds):
+                self.changed.add(photo.key)
+            file = row["lk_path"], row["lk_size"], row["lk_mtime"]
+            due[n] = photo.key in self.changed or not coloured or file != (photo.path, photo.size, photo.mtime)
+        if self.names is not None:
+            self.photos = [replace(p, source=owners.get(p.product.id, p.source)) for p in self.photos]
+        self._refuse_others(foreign)
+        return due
+
+    def _rows(self, version: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of the planned products and, in a sync, of this source, without their vectors: (place, row)."""
+        key = self.source.key if self.names is None else None
+        places = _places(self.store, version, {p.product.id for p in self.photos}, key)
+        columns = [c for c in self.store.columns() if c != "lk_vector"]
+        for first in range(0, len(places), COMPARED):
+            part = places[first : first + COMPARED]
+            yield from zip(part, self.store.take(part, columns, version).to_pylist(), strict=True)
+
+    def _refuse_others(self, foreign: Mapping[int, str]) -> None:
+        clashes = []
+        for n, source in sorted(foreign.items()):
+            photo = self.photos[n]
             try:
                 same = images.digest(images.load(photo.path)) == photo.known
             except InputError:
                 continue  # it will be quarantined when it is read
             if not same:
-                clashes.append(f"{photo.product.id!r} (already from {sources[row]})")
+                clashes.append(f"{photo.product.id!r} (already from {source})")
         if clashes:
             more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
             raise InputError(
@@ -331,253 +572,145 @@ class _Run:
                 "Nothing was changed; remove those products first, or index into another --catalog"
             )
 
-    def _manifest(self, encoder_name: str, drawn: bool) -> None:
-        old = self.store.manifest()
+    def _write_manifest(self, drawn: bool, origin: dict[str, str]) -> None:
+        old, work = self.store.manifest(), self.work
         if old is None:
-            dim = self.encoder.dim
-            part, origin = self.photo_dim if self.photo_dim < dim else 0, getattr(self.encoder, "source", {})
-            made = Manifest(
-                encoder_name, self.encoder.id, dim, self.source.roles, self.kinds, drawn, part, source=origin
+            part = work.photo_dim if work.photo_dim < work.dim else 0
+            self.store.create(
+                Manifest(
+                    work.encoder,
+                    work.encoder_id,
+                    work.dim,
+                    self.source.roles,
+                    dict(work.kinds),
+                    drawn,
+                    part,
+                    source=origin,
+                )
             )
-            self.store.create(made)
         else:
-            new = replace(old, roles={**self.source.roles, **old.roles}, kinds=self.kinds, drawn=old.drawn and drawn)
+            roles = {**self.source.roles, **old.roles}
+            new = replace(old, roles=roles, kinds=dict(work.kinds), drawn=old.drawn and drawn)
             if new != old:
                 self.store.write_manifest(new)
 
     # Doing
 
-    def sync(self, progress: Progress, workers: int) -> None:
-        """Read, encode and commit what is not in the catalog as it is in the source."""
-        changed = self._changed()
-        todo = [p for p in self.photos if not p.same_file or p.key in changed]
-        done = self.report.unchanged = len(self.photos) - len(todo)
-        total = len(self.photos)
-        progress(done, total)
-        if any(p.known for p in todo):
-            self._load_vectors()  # before a commit of this run replaces some of them
-        batch = _Batch(self)
-        waiting: list[_Read] = []
-        try:
-            for read in self._read_ahead(todo, workers):
-                if read.reason:
-                    path, product = read.photo.path, read.photo.product
-                    address = self.source.files.get(path)
-                    item = f"{product.where or product.id}, id {product.id}: {address}" if address else path
-                    self.quarantined.append(Quarantined(item, read.reason))
-                else:
-                    if read.photo.known == read.digest and read.photo.key not in changed:
-                        self.report.unchanged += 1  # only touched: its new time is worth keeping
-                    else:
-                        self._count(read.photo)
-                    waiting.append(read)
-                    if len(waiting) == BATCH:
-                        self._encode(waiting, batch)
-                done += 1
-                progress(done, total)
-            self._encode(waiting, batch)
-        finally:  # interrupted, too: what is encoded is kept
-            batch.commit()
+    def count(self, rows: pa.Table, refused: Sequence[Quarantined]) -> None:
+        """Take down what became of photos of ``todo``: rows for the store, or nothing."""
+        self.quarantined += refused
+        for key, digest in zip(rows["lk_photo"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True):
+            if key not in self.replaced:
+                self.report.added += 1
+            elif self.names is None and key not in self.changed and self.replaced[key] == digest:
+                self.report.unchanged += 1  # only touched: its new time is worth keeping
+            else:
+                self.report.updated += 1
+
+    def commit(self, rows: pa.Table) -> None:
+        """Commit rows of ``todo``: new ones, and those that take the place of others."""
+        self.store.commit(rows, replaces=any(key in self.replaced for key in rows["lk_photo"].to_pylist()))
+        self.store.compact()
+
+    def replace(self, rows: pa.Table) -> None:
+        """Commit products as a whole: photos that they no longer have go."""
+        made = set(rows["lk_photo"].to_pylist())
+        kept = {p.key for p in self.photos} - {p.key for p in self.todo} | made
+        alive = {p.product.id for p in self.photos if p.key in kept}
+        gone = [p.key for p in self.todo if p.known and p.product.id in alive and p.key not in kept]
+        gone += [row.key for row in self.left if row.product in alive]
+        if len(rows):
+            self.store.commit(rows, replaces=any(key in self.replaced for key in made), gone=gone)
+            self.store.compact()
+        else:
+            self.store.delete(gone)
+        self.report.removed = len(gone)
+
+    def finish(self, prune: bool = False) -> None:
+        """After the last commit: remove what moved here and is no longer had, and with ``prune`` what left the source."""
         self._tidy()
+        if prune:
+            self._prune()
+
+    def close(self) -> None:
+        """However the run ended: keep what could not be used, and complete the report."""
+        self.store.release()
+        self.store.write_quarantine(self.source.key, self.quarantined)
+        self.report.problems, self.report.quarantined = self.quarantined, len(self.quarantined)
+        self.report.seconds = time.monotonic() - self.start
+
+    def _prune(self) -> None:
+        """Remove what the catalog has from this source and the source no longer has."""
+        hidden = tuple(self.source.unreadable)
+        self._remove(
+            row
+            for row in self.left
+            if row.source == self.source.key
+            and row.product not in self.broken
+            and not (hidden and row.path.startswith(hidden))
+        )
 
     def _tidy(self) -> None:
         """Products that were put and are this source's now: photos that they no longer have go."""
-        here, ids = {p.key for p in self.photos}, {p.product.id for p in self.photos}
-        columns = [self.rows[c].to_pylist() for c in ("lk_photo", "lk_id", "lk_source")]
-        rows = zip(*columns, strict=True)
-        gone = [k for k, i, s in rows if s == UPLOADS and i in ids and i not in self.broken and k not in here]
+        ids = {p.product.id for p in self.photos} - self.broken
+        self._remove(row for row in self.left if row.source == UPLOADS and row.product in ids)
+
+    def _remove(self, rows: Iterable[_Left]) -> None:
+        gone = [row.key for row in rows]
         self.store.delete(gone)
         self.report.removed += len(gone)
 
-    def put(self, names: Mapping[tuple[str, str], str]) -> None:
-        """Read, encode and commit the products as a whole."""
-        changed = self._changed()
-        self.digests.clear()  # encoding a few again is cheaper than reading all vectors
-        self.colours.clear()
-        todo = [p for p in self.photos if not p.same_file or p.key in changed]
-        kept = {p.key for p in self.photos} - {p.key for p in todo}
-        self.report.unchanged = len(kept)
-        batch = _Batch(self, whole=True)
-        waiting: list[_Read] = []
-        for read in self._read_ahead(todo, os.cpu_count() or 1):
-            photo = read.photo
-            if read.reason:
-                name = names.get((photo.product.id, photo.path), f"photo {photo.position + 1}")
-                self.quarantined.append(Quarantined(upload_item(photo.product.id, name), read.reason))
-                continue
-            kept.add(photo.key)
-            self._count(photo)
-            waiting.append(read)
-            if len(waiting) == BATCH:
-                self._encode(waiting, batch)
-        self._encode(waiting, batch)
-        alive = {p.product.id for p in self.photos if p.key in kept}
-        ids = self.rows["lk_id"].to_pylist()
-        gone = [key for key, row in self.known.items() if ids[row] in alive and key not in kept]
-        batch.commit(gone)
-        self.report.removed = len(gone)
 
-    def source_of(self, product: Product) -> str:
-        """The key of the source that a product's rows belong to."""
-        return self.owners.get(product.id, self.source.key)
+class _Commits:
+    """Rows on their way into the store: committed in a thread of its own, while the next photos are encoded."""
 
-    def _changed(self) -> set[str]:
-        """Keys of known photos whose product's columns, or whose source, are not as the catalog has them."""
-        mine = {"lk_title": "title", "lk_source": "source"}
-        names = [n for n in self.kinds if n in self.rows.column_names]
-        table = self.rows.select([*mine, *names]).to_pylist()
-        out = set()
-        for photo in self.photos:
-            row = self.known.get(photo.key)
-            if row is None:
-                continue
-            old, new = table[row], photo.product
-            if (old["lk_title"] or "", old["lk_source"]) != (new.title, self.source_of(new)) or any(
-                old.get(n) != new.attributes.get(n) for n in self.kinds
-            ):
-                out.add(photo.key)
-        return out
+    def __init__(self, planned: Plan):
+        self.plan = planned
+        self.tables: list[pa.Table] = []
+        self.since = time.monotonic()
+        self.thread = ThreadPoolExecutor(1, "lookalike-commit")
+        self.last: Future[None] | None = None
 
-    def _read_ahead(self, todo: Sequence[_Photo], workers: int) -> Iterator[_Read]:
-        """Photos read and decoded by threads, in order, at most ``AHEAD`` ahead."""
-        pending: deque[Future[_Read]] = deque()
-        pool = ThreadPoolExecutor(workers, "lookalike-read")
+    def add(self, table: pa.Table) -> None:
+        """Commit these rows soon. Raises what the commit before the last raised."""
+        self.tables.append(table)
+        if sum(map(len, self.tables)) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        last, tables = self.last, self.tables
+        self.last, self.tables = None, []
         try:
-            rest = iter(todo)
-            pending.extend(pool.submit(self._read, p) for p in itertools.islice(rest, AHEAD))
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(self._read, p) for p in itertools.islice(rest, 1))
-                yield result
+            if last is not None:
+                last.result()  # one waits, one is written: no more are in memory
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            if any(map(len, tables)):
+                self.last = self.thread.submit(self.plan.commit, pa.concat_tables(tables).combine_chunks())
+            self.since = time.monotonic()
 
-    def _read(self, photo: _Photo) -> _Read:
+    def close(self) -> None:
+        """Commit what is left. Raises what the last commits raised."""
         try:
-            content = images.load(photo.path)
-            digest = images.digest(content)
-            if digest in self.colours:
-                return _Read(photo, digest)
-            image = images.read(content, at_least=max(self.encoder.size), name=photo.path)
-            pixels = None if digest in self.digests else self.encoder.prepare(image)
-            return _Read(photo, digest, pixels, palette(image).tobytes())
-        except (ImageError, InputError) as error:
-            return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
-
-    def _encode(self, waiting: list[_Read], batch: _Batch) -> None:
-        """Put the rows of what was read into the batch: vectors of photos and words that the catalog has not yet are made."""
-        fresh = [r.pixels for r in waiting if r.pixels is not None]
-        made = iter(self.encoder.encode_photos(np.stack(fresh))[:, : self.photo_dim] if fresh else ())
-        photos = [self._vector(r.digest) if r.pixels is None else next(made) for r in waiting]
-        for read, *parts in zip(waiting, photos, self._words([r.photo.product for r in waiting]), strict=True):
-            batch.add(read, np.concatenate(parts))
-        waiting.clear()
-
-    def _words(self, products: Sequence[Product]) -> NDArray[np.float32]:
-        """The part of each product's row that its words make (products, dim − photo_dim)."""
-        out = np.zeros((len(products), self.encoder.dim - self.photo_dim), np.float32)
-        if not out.size:
-            return out
-        said = [description(p.title, p.attributes) for p in products]
-        fresh = [text for text in dict.fromkeys(said) if text and text not in self.described]
-        made = self.encoder.encode_texts(fresh)[:, self.photo_dim :] if fresh else ()
-        known = {**dict(zip(fresh, made, strict=True)), **{t: self.described[t] for t in said if t in self.described}}
-        for row, text in zip(out, said, strict=True):
-            if text:
-                row[:] = known[text]
-        return out
-
-    def _count(self, photo: _Photo) -> None:
-        if photo.key in self.known:
-            self.report.updated += 1
-        else:
-            self.report.added += 1
-
-    def _vector(self, digest: str) -> NDArray[np.float32]:
-        """The vector that the catalog had for this photo when the run began (photo_dim,)."""
-        if self.vectors is None:
-            self._load_vectors()
-        assert self.vectors is not None
-        return self.vectors[digest]
-
-    def _load_vectors(self) -> None:
-        words = self.photo_dim < self.encoder.dim
-        texts = [n for n in self.store.columns() if words and self.kinds.get(n) == "text"]
-        rows = self.store.rows(["lk_digest", "lk_vector", "lk_title", *texts])
-        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-        self.vectors = dict(zip(rows["lk_digest"].to_pylist(), flat[:, : self.photo_dim], strict=True))
-        if words:
-            said = (
-                description(row.pop("lk_title") or "", row) for row in rows.select(["lk_title", *texts]).to_pylist()
-            )
-            self.described = dict(zip(said, flat[:, self.photo_dim :], strict=True))
-
-    def prune(self) -> None:
-        """Remove what the catalog has from this source and the source no longer has."""
-        here = {p.key for p in self.photos}
-        sources = self.rows["lk_source"].to_pylist()
-        ids, paths = self.rows["lk_id"].to_pylist(), self.rows["lk_path"].to_pylist()
-        hidden = tuple(self.source.unreadable)
-        gone = [
-            key
-            for key, n in self.known.items()
-            if sources[n] == self.source.key and key not in here and ids[n] not in self.broken
-            and not (hidden and paths[n].startswith(hidden))
-        ]  # fmt: skip
-        self.store.delete(gone)
-        self.report.removed += len(gone)
+            self._commit()
+            if self.last is not None:
+                self.last.result()
+        finally:
+            self.thread.shutdown(wait=True)
 
 
-class _Batch:
-    """Rows waiting for one commit; ``whole``: one that waits for the last of them."""
-
-    def __init__(self, run: _Run, whole: bool = False):
-        self.run, self.whole = run, whole
-        self.reads: list[_Read] = []
-        self.vectors: list[NDArray[np.float32]] = []
-        self.since = time.monotonic()
-
-    def add(self, read: _Read, vector: NDArray[np.float32]) -> None:
-        self.reads.append(replace(read, pixels=None))
-        self.vectors.append(vector)
-        if not self.whole and (len(self.reads) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS):
-            self.commit()
-
-    def commit(self, gone: Sequence[str] = ()) -> None:
-        reads, vectors = self.reads, self.vectors
-        self.reads, self.vectors = [], []
-        if reads:
-            replaces = any(r.photo.key in self.run.known for r in reads)
-            self.run.store.commit(self._table(reads, vectors), replaces=replaces, gone=gone)
-            self.run.store.compact()
-        else:
-            self.run.store.delete(gone)
-        self.since = time.monotonic()
-
-    def _table(self, reads: list[_Read], vectors: list[NDArray[np.float32]]) -> pa.Table:
-        run, photos = self.run, [r.photo for r in reads]
-        ours: dict[str, Iterable[Any]] = {
-            "lk_photo": [p.key for p in photos],
-            "lk_id": [p.product.id for p in photos],
-            "lk_position": [p.position for p in photos],
-            "lk_title": [p.product.title for p in photos],
-            "lk_source": [run.source_of(p.product) for p in photos],
-            "lk_path": [p.path for p in photos],
-            "lk_digest": [r.digest for r in reads],
-            "lk_size": [p.size for p in photos],
-            "lk_mtime": [p.mtime for p in photos],
-            "lk_colours": [r.colours or run.colours[r.digest] for r in reads],
-            "lk_encoder": [run.encoder.id] * len(reads),
-        }
-        wanted = schema(run.encoder.dim)
-        arrays = [pa.array(list(v), wanted.field(k).type) for k, v in ours.items()]
-        flat = pa.array(np.concatenate(vectors).astype(np.float32))
-        arrays.append(pa.FixedSizeListArray.from_arrays(flat, run.encoder.dim))
-        fields = list(wanted)
-        for name, kind in run.kinds.items():
-            fields.append(pa.field(name, ARROW[kind]))
-            arrays.append(pa.array([p.product.attributes.get(name) for p in photos], ARROW[kind]))
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+def _places(store: Store, version: int, ids: Iterable[str], source: str | None = None) -> list[int]:
+    """Where the rows of these products, and of this source, are: all ids are looked at, in blocks, and no other column."""
+    wanted = pa.array(ids, pa.string())
+    found = [np.empty(0, np.int64)]
+    start = 0
+    for block in store.scan(["lk_id"] if source is None else ["lk_id", "lk_source"], version):
+        mask = pc.is_in(block["lk_id"], wanted)
+        if source is not None:
+            mask = pc.or_(mask, pc.equal(block["lk_source"], source))
+        found.append(np.flatnonzero(mask) + start)
+        start += len(block)
+    places: list[int] = np.concatenate(found).tolist()
+    return places
 
 
 def _fitting(name: str, value: Value, kind: str) -> Value:
@@ -607,14 +740,13 @@ def remove(store: Store, ids: Sequence[str]) -> int:
     """
     wanted = set(ids)
     with store.writing("remove"):
-        rows = store.rows(["lk_photo", "lk_id"])
-        found = [
-            (k, i) for k, i in zip(*(rows[c].to_pylist() for c in ("lk_photo", "lk_id")), strict=True) if i in wanted
-        ]
-        missing = sorted(wanted - {i for _, i in found})
+        version = store.version()
+        places = _places(store, version, wanted)
+        found = store.take(places, ["lk_photo", "lk_id"], version).to_pylist() if places else []
+        missing = sorted(wanted - {row["lk_id"] for row in found})
         if missing:
             raise InputError(f"no product {missing[0]!r} in the catalog; nothing was removed")
-        store.delete(k for k, _ in found)
+        store.delete(row["lk_photo"] for row in found)
     return len(found)
 
 
@@ -628,34 +760,36 @@ def verify(store: Store, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         CatalogError: it cannot be read at all.
     """
-    rows = store.rows()
-    manifest = store.manifest()
+    manifest, version = store.manifest(), store.version()
     damaged: list[str] = []
     changed: list[str] = []
     missing: list[str] = []
-    keys = rows["lk_photo"].to_pylist()
-    if len(set(keys)) != len(keys):
-        damaged.append(f"{len(keys) - len(set(keys))} photos stand twice")
-    if len(rows) and manifest:
-        flat = rows["lk_vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        cut = manifest.photo_dim or manifest.dim
-        photo, words = (np.linalg.norm(part, axis=1) for part in np.split(flat.reshape(len(rows), -1), [cut], axis=1))
-        sound = (np.abs(photo - 1) < 1e-3) & ((words == 0) | (np.abs(words - 1) < 1e-3))
-        damaged += [
-            f"{rows['lk_id'][int(n)].as_py()}: its vector has length {np.hypot(photo[n], words[n]):.3f}, not 1"
-            for n in np.flatnonzero(~sound)[:100]
-        ]
-        others = set(rows["lk_encoder"].to_pylist()) - {manifest.encoder_id}
-        damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
-    for n, (path, digest) in enumerate(zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True)):
-        if not images.file_of(path).is_file():
-            missing.append(path)
-        else:
-            try:
-                if images.digest(images.load(path)) != digest:
-                    changed.append(path)
-            except InputError as error:
-                changed.append(str(error))
-        if progress:
-            progress(n + 1, len(rows))
-    return {"photos": len(rows), "damaged": damaged, "changed": changed, "missing": missing}
+    keys = pa.chunked_array([block["lk_photo"] for block in store.scan(["lk_photo"], version)], pa.string())
+    if len(pc.unique(keys)) != len(keys):
+        damaged.append(f"{len(keys) - len(pc.unique(keys))} photos stand twice")
+    done, others = 0, set()
+    for rows in store.scan(store.columns(), version, COMPARED):
+        if manifest:
+            flat = rows["lk_vector"].flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+            cut = manifest.photo_dim or manifest.dim
+            photo, words = (np.linalg.norm(part, axis=1) for part in np.split(flat, [cut], axis=1))
+            sound = (np.abs(photo - 1) < 1e-3) & ((words == 0) | (np.abs(words - 1) < 1e-3))
+            damaged += [
+                f"{rows['lk_id'][int(n)].as_py()}: its vector has length {np.hypot(photo[n], words[n]):.3f}, not 1"
+                for n in np.flatnonzero(~sound)[: max(0, 100 - len(damaged))]
+            ]
+            others |= set(pc.unique(rows["lk_encoder"]).to_pylist()) - {manifest.encoder_id}
+        for path, digest in zip(rows["lk_path"].to_pylist(), rows["lk_digest"].to_pylist(), strict=True):
+            if not images.file_of(path).is_file():
+                missing.append(path)
+            else:
+                try:
+                    if images.digest(images.load(path)) != digest:
+                        changed.append(path)
+                except InputError as error:
+                    changed.append(str(error))
+            done += 1
+            if progress:
+                progress(done, len(keys))
+    damaged += [f"vectors of another encoder, {o}" for o in sorted(others)]
+    return {"photos": len(keys), "damaged": damaged, "changed": changed, "missing": missing}

@@ -23,7 +23,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -45,8 +46,15 @@ COLOURS = 16
 PREFIX = "lk_"
 """Columns of ours begin so; all others are the source's attributes under their own names."""
 
-COMPACT_AT = 24
-"""Fragments after which a commit is followed by a compaction: small commits slow every later read."""
+COMPACT_AT, SMALLEST = 24, 1024
+"""So many fragments of like size are merged into one: small commits slow every later read. Sizes are alike below ``SMALLEST``
+rows, then up to ``COMPACT_AT`` times as many, and so on: a row is rewritten once per size, however large the catalog."""
+
+BLOCK = 262_144
+"""Rows of a block that ``scan`` gives, where nothing else is said."""
+
+HELD = "indexing"
+"""Lance's tag of the version that a run reads from while its commits replace rows."""
 
 KEEP_VERSIONS = timedelta(minutes=10)
 """Readers of an older version go on reading it for this long."""
@@ -294,12 +302,26 @@ class Store:
         if self.manifest() is None:
             empty = schema(1).empty_table()
             return empty.select(columns) if columns else empty
-        dataset = self.dataset()
         with self._errors(reading=True):
-            if version is not None and version != dataset.version:
-                dataset = dataset.checkout_version(version)
-            table = dataset.to_table(columns=[_on_disk(c) for c in columns] if columns else None)
+            table = self._at(version).to_table(columns=[_on_disk(c) for c in columns] if columns else None)
             return table.rename_columns([unquote(c) for c in table.column_names])
+
+    def scan(self, columns: list[str], version: int | None = None, block: int = BLOCK) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows, at most ``block`` at a time, in the order of their places. Errors as for ``rows``."""
+        if self.exists:
+            with self._errors(reading=True):
+                for rows in self._at(version).to_batches(columns=[_on_disk(c) for c in columns], batch_size=block):
+                    yield rows.rename_columns([unquote(c) for c in rows.schema.names])
+
+    def take(self, places: Sequence[int], columns: list[str], version: int) -> pa.Table:
+        """Rows by their places in a version, which are 0 … in the order of ``scan``. Errors as for ``rows``."""
+        with self._errors(reading=True):
+            table = self._at(version).take(list(places), columns=[_on_disk(c) for c in columns])
+            return table.rename_columns([unquote(c) for c in table.column_names])
+
+    def _at(self, version: int | None) -> Any:
+        dataset = self.dataset()
+        return dataset if version in (None, dataset.version) else dataset.checkout_version(version)
 
     def columns(self) -> list[str]:
         """Names of all columns; ours where the catalog does not exist yet."""
@@ -395,17 +417,36 @@ class Store:
     def compact(self, *, force: bool = False) -> bool:
         """Merge small fragments and drop versions older than ten minutes, where that is due."""
         dataset = self.dataset()
-        if not force and len(dataset.get_fragments()) < COMPACT_AT:
+        target = None if force else _due(f.metadata.num_rows for f in dataset.get_fragments())
+        if not force and target is None:
             return False
         with self._errors():
             before = self._files()
-            dataset.optimize.compact_files()
+            dataset.optimize.compact_files(target_rows_per_fragment=target)
             self._make_durable(before)
-            dataset.cleanup_old_versions(older_than=KEEP_VERSIONS)
+            dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, error_if_tagged_old_versions=False)
         return True
 
+    def hold(self, version: int) -> None:
+        """Keep a version readable until ``release``, however old it grows; the writer does. One at a time."""
+        dataset = self.dataset()
+        with self._errors():
+            if HELD in dataset.tags.list():  # of a run that was killed
+                dataset.tags.update(HELD, version)
+            else:
+                dataset.tags.create(HELD, version)
+
+    def release(self) -> None:
+        """No version is held any more."""
+        if self.exists:
+            dataset = self.dataset()
+            with self._errors():
+                if HELD in dataset.tags.list():
+                    dataset.tags.delete(HELD)
+
     def _files(self) -> set[str]:
-        return set() if self.remote else {str(p) for p in Path(self.photos).rglob("*") if p.is_file()}
+        walked = () if self.remote else os.walk(self.photos)
+        return {os.path.join(folder, f) for folder, _, files in walked for f in files}  # noqa: PTH118
 
     def _make_durable(self, before: set[str]) -> None:
         """Fsync what is new, data before the manifests that name it, and the directories that hold them."""
@@ -447,6 +488,17 @@ _MANIFEST, _QUARANTINE = "catalog.json", "quarantine.json"
 _NOT_OURS = "{}: not a catalog (no catalog.json, but other files); give an empty or new directory"
 
 _MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
+
+
+def _due(sizes: Iterable[int]) -> int | None:
+    """Rows that a fragment should have where there are many smaller ones of like size; None where none are too many."""
+    many: Counter[int] = Counter()
+    for size in sizes:
+        target = SMALLEST
+        while size >= target:
+            target *= COMPACT_AT
+        many[target] += 1
+    return max((target for target, n in many.items() if n >= COMPACT_AT), default=None)
 
 
 def _among(keys: Iterable[str]) -> str:
