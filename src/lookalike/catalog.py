@@ -160,7 +160,7 @@ class Catalog:
 
     def index(
         self, source: Any, *, roles: Mapping[str, str] | None = None, product_from: str = "photo", prune: bool = False,
-        drawn: bool = False, progress: Progress | None = None, download: bool | Web = False,
+        drawn: bool = False, progress: Progress | None = None, download: bool | Web = False, ray: str = "",
     ) -> Report:  # fmt: skip
         """Bring the catalog in step with a source: a path, a DataFrame, an iterable of ``Product``, or an opened source.
 
@@ -172,6 +172,7 @@ class Catalog:
             drawn: mark the catalog as drawings rather than photos.
             progress: called with photos done and photos in all.
             download: fetch what is given by its address; a ``Web`` (see ``web``) says more about how.
+            ray: the address of a Ray cluster that does the work; see ``cluster.index``.
 
         Raises:
             InputError: the source cannot be used, or contradicts the catalog; nothing was changed.
@@ -183,7 +184,14 @@ class Catalog:
         web = self.web() if download is True else download or None
         found = source if isinstance(source, Source) else open_source(source, roles, product_from, web)
         name = self.encoder.name
-        report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
+        if ray:
+            from lookalike import cluster
+
+            report = cluster.index(
+                self.store, self.encoder, name, found, ray, prune=prune, drawn=drawn, progress=progress
+            )
+        else:
+            report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
         if prune and web is not None and web.cache == self._downloads:
             web.clean(keep=(images.split(p)[0] for p in self.store.rows(["lk_path"])["lk_path"].to_pylist()))
         return report

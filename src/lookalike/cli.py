@@ -174,6 +174,9 @@ def index(
     download: Download = False,
     allow_host: AllowHost = None,
     cache: Cache = None,
+    ray: Annotated[
+        str, typer.Option(help="A Ray cluster that does the work: HOST:PORT, auto, ray://HOST:PORT or local.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Bring the catalog in step with product photos: adds, updates, skips what is unchanged."""
@@ -195,7 +198,7 @@ def index(
     for one in sources:
         try:
             with _progress("Indexing", as_json) as progress:
-                report = opened.index(one, prune=prune, progress=progress, download=web or False)
+                report = opened.index(one, prune=prune, progress=progress, download=web or False, ray=ray)
         except KeyboardInterrupt:
             typer.echo("interrupted; what was encoded is kept, run the same command to go on", err=True)
             raise typer.Exit(130) from None
