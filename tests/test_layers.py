@@ -18,7 +18,7 @@ LAYERS = [
     {"snapshot"},
     {"insights"},
     {"search", "indexing", "evaluation"},
-    {"training"},
+    {"training", "cluster"},
     {"catalog"},
     {"__init__"},
     {"server"},

@@ -179,6 +179,7 @@ class Catalog:
     def index(
         self, source: Any, *, roles: Mapping[str, str] | None = None, product_from: str = "photo", prune: bool = False,
         drawn: bool = False, progress: Progress | None = None, download: bool | Web = False, stages: Stages | None = None,
+        ray: str = "",
     ) -> Report:  # fmt: skip
         """Bring the catalog in step with a source: a path, a DataFrame, an iterable of ``Product``, or an opened source.
 
@@ -191,6 +192,7 @@ class Catalog:
             progress: called with photos done and photos in all.
             download: fetch what is given by its address; a ``Web`` (see ``web``) says more about how.
             stages: as ``progress`` of ``reindex``, which follows where the index of a large catalog fell behind.
+            ray: the address of a Ray cluster that does the work; see ``cluster.index``.
 
         Raises:
             InputError: the source cannot be used, or contradicts the catalog; nothing was changed.
@@ -202,7 +204,14 @@ class Catalog:
         web = self.web() if download is True else download or None
         found = source if isinstance(source, Source) else open_source(source, roles, product_from, web)
         name = self.encoder.name
-        report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
+        if ray:
+            from lookalike import cluster
+
+            report = cluster.index(
+                self.store, self.encoder, name, found, ray, prune=prune, drawn=drawn, progress=progress
+            )
+        else:
+            report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
         if prune and web is not None and web.cache == self._downloads:
             web.clean(keep=(images.split(p)[0] for p in self.store.rows(["lk_path"])["lk_path"].to_pylist()))
         if self.behind():

@@ -174,6 +174,9 @@ def index(
     download: Download = False,
     allow_host: AllowHost = None,
     cache: Cache = None,
+    ray: Annotated[
+        str, typer.Option(help="A Ray cluster that does the work: HOST:PORT, auto, ray://HOST:PORT or local.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Bring the catalog in step with product photos: adds, updates, skips what is unchanged."""
@@ -196,7 +199,7 @@ def index(
         try:
             with _progress("Indexing", as_json) as progress:
                 report = opened.index(
-                    one, prune=prune, progress=progress, download=web or False, stages=_stages(as_json)
+                    one, prune=prune, progress=progress, download=web or False, stages=_stages(as_json), ray=ray
                 )
         except KeyboardInterrupt:
             typer.echo("interrupted; what was encoded is kept, run the same command to go on", err=True)

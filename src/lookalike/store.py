@@ -392,9 +392,7 @@ class Store:
         with self._errors():
             before = self._files()
             rows = rows.rename_columns([_on_disk(c) for c in rows.column_names])
-            missing = [f for f in rows.schema if f.name not in dataset.schema.names]
-            if missing:
-                dataset.add_columns(missing)
+            _widen(dataset, rows.schema)
             gone = sorted(gone)
             if replaces or gone:
                 merge = dataset.merge_insert("lk_photo").when_matched_update_all().when_not_matched_insert_all()
@@ -403,6 +401,45 @@ class Store:
                 merge.execute(_with_all(rows, dataset.schema))
             else:
                 lance.write_dataset(rows, str(self.photos), mode="append", storage_options=self.options)
+            self._make_durable(before)
+
+    def widen(self, wanted: pa.Schema) -> None:
+        """Add the columns that are missing, so that rows of this schema can be written by others, too."""
+        dataset = self.dataset()
+        with self._errors():
+            before = self._files()
+            _widen(dataset, pa.schema([f.with_name(_on_disk(f.name)) for f in wanted]))
+            self._make_durable(before)
+
+    def write(self, rows: pa.Table) -> list[str]:
+        """Write rows that no version has until ``append``, on any machine and under no lock; durable as those of ``commit``.
+
+        Returns:
+            Lance's fragments, as JSON. What is never appended is removed by a later compaction, after seven days.
+        """
+        from lance.fragment import write_fragments
+
+        dataset = self.dataset()
+        with self._errors():
+            rows = rows.rename_columns([_on_disk(c) for c in rows.column_names])
+            made = write_fragments(_with_all(rows, dataset.schema), dataset, storage_options=self.options)
+            if not self.remote:
+                data = Path(self.photos) / "data"
+                for path in [*(data / file.path for fragment in made for file in fragment.files), data]:
+                    objects.fsync(path)
+            return [json.dumps(fragment.to_json()) for fragment in made]
+
+    def append(self, fragments: Iterable[str]) -> None:
+        """Add what ``write`` wrote, which must be done but once: one atomic, durable commit."""
+        import lance
+
+        dataset = self.dataset()
+        with self._errors():
+            before = self._files()
+            added = lance.LanceOperation.Append([lance.FragmentMetadata.from_json(f) for f in fragments])
+            lance.LanceDataset.commit(
+                str(self.photos), added, read_version=dataset.version, storage_options=self.options
+            )
             self._make_durable(before)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -465,9 +502,8 @@ class Store:
         return done
 
     def _files(self) -> set[str]:
-        if self.remote:  # where nothing is left to be made durable
-            return set()
-        return {os.path.join(folder, f) for folder, _, files in os.walk(self.photos) for f in files}  # noqa: PTH118
+        walked = () if self.remote else os.walk(self.photos)
+        return {os.path.join(folder, f) for folder, _, files in walked for f in files}  # noqa: PTH118
 
     def _make_durable(self, before: set[str]) -> None:
         """Fsync what is new, data before the manifests that name it, and the directories that hold them."""
@@ -534,6 +570,12 @@ def _on_disk(column: str) -> str:
 def _printable(text: str) -> str:
     """Names of files need not be UTF-8; what is written down must be."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _widen(dataset: Any, wanted: pa.Schema) -> None:
+    missing = [f for f in wanted if f.name not in dataset.schema.names]
+    if missing:
+        dataset.add_columns(missing)
 
 
 def _with_all(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
