@@ -386,8 +386,10 @@ def test_edges_are_the_same_in_any_blocks(monkeypatch: pytest.MonkeyPatch):
     [
         (0, 1 << 30, True, "exact"),
         (100_000, 1 << 30, True, "exact"),
-        (100_001, 1 << 30, True, "lsh"),
-        (1_000_000, 4 << 30, True, "lsh"),
+        (100_001, 1 << 30, True, "int8"),
+        (2_000_000, 4 << 30, True, "int8"),
+        (2_000_001, 4 << 30, True, "hnsw"),
+        (90_000, 1 << 20, True, "ivf"),
         (10_000_000, 8 << 30, True, "ivf"),
         (10_000_000, 8 << 30, False, "ivf"),
     ],
@@ -396,3 +398,9 @@ def test_the_choice_by_size_and_memory_says_why(rows: int, memory: int, local: b
     chosen, why = base.choose(rows, 256, memory, local)
     assert chosen == kind
     assert f"{rows:,} vectors of 256" in why
+
+
+def test_without_the_extra_the_choice_is_what_needs_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert base.choose(1_000_000, 256, 4 << 30)[0] == "lsh"
+    assert "pip install" in base.choose(1_000_000, 256, 4 << 30)[1]

@@ -6,9 +6,11 @@ score or an order; few rows that pass a filter are scored without asking it.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +25,8 @@ KINDS = ("exact", "int8", "lsh", "hnsw", "ivf")
 EXACT_UP_TO = 100_000
 """Rows under which the plain scan answers in a few milliseconds, and nothing else is worth its files."""
 
-GATHERED = 10_000
-"""So few rows that pass a filter are scored one by one: 3 ms at 256 dimensions, and exact."""
+INT8_UP_TO = 2_000_000
+"""Rows that are scanned as bytes in 30 ms by one core at 256 dimensions; a graph takes minutes to build."""
 
 BLOCK = 65_536
 """Rows read at a time from vectors that may be larger than memory."""
@@ -176,11 +178,16 @@ def choose(rows: int, dim: int, memory: int, local: bool = True) -> tuple[str, s
     """
     size = rows * dim * 4
     said = f"{rows:,} vectors of {dim}, {_bytes(size)} as float32"
-    if rows <= EXACT_UP_TO and size <= memory:
+    if size > memory:
+        where = "kept on the disk" if local else "kept where they are"
+        return "ivf", f"{said}: more than the {_bytes(memory)} of memory; {where} by Lance"
+    if rows <= EXACT_UP_TO:
         return "exact", f"{said}: up to {EXACT_UP_TO:,} are scanned in milliseconds"
-    if size <= memory:
-        return "lsh", f"{said}: fit into {_bytes(memory)} of memory; binary codes are built in seconds"
-    return "ivf", f"{said}: more than the {_bytes(memory)} of memory; kept on the disk by Lance"
+    if not all(importlib.util.find_spec(name) for name in ("numkong", "usearch")):
+        return "lsh", f"{said}: binary codes need nothing more; better with pip install 'lookalike[hnsw]'"
+    if rows <= INT8_UP_TO:
+        return "int8", f"{said}: as bytes they are scanned at 60 million a second, words found as surely as photos"
+    return "hnsw", f"{said}: above {INT8_UP_TO:,} a scan takes longer than a graph"
 
 
 def _bytes(n: float) -> str:
@@ -198,17 +205,23 @@ def blocks(vectors: Vectors) -> Iterator[tuple[NDArray[np.intp], NDArray[np.floa
 
 
 def edges(
-    vectors: Vectors, queries: NDArray[np.float32], ks: list[int], selves: NDArray[np.intp] | None = None
+    vectors: Vectors,
+    queries: NDArray[np.float32],
+    ks: list[int],
+    selves: NDArray[np.intp] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """The score of the k-th best row for each query and each k, (queries, len(ks)): by an exact scan in blocks.
+    """The score of the k-th best ``allowed`` row for each query and each k, (queries, len(ks)): by an exact scan in blocks.
 
     A row at least as good is as right as any other, so that duplicates do not count as errors. ``selves`` are the queries'
-    own rows in ascending order, which are left out.
+    own rows in ascending order, which are left out. −inf where there are fewer rows.
     """
     most = max(ks)
     best = np.full((len(queries), most), -np.inf, np.float32)
     for rows, part in blocks(vectors):
         scores = queries @ part.T
+        if allowed is not None:
+            scores[:, ~allowed[rows]] = -np.inf
         if selves is not None:
             place = np.minimum(np.searchsorted(selves, rows), len(selves) - 1)
             here = np.flatnonzero(selves[place] == rows)
@@ -226,15 +239,23 @@ def recall(
     edge: NDArray[np.float32],
     k: int,
     selves: NDArray[np.intp] | None = None,
+    allowed: NDArray[np.bool_] | None = None,
+    target: float = 0.0,
 ) -> float:
-    """Mean share of the ``k`` best that ``search`` finds; ``edge`` (queries,) as ``edges`` says."""
-    shares = []
+    """Mean share of the ``k`` best that ``search`` finds; ``edge`` (queries,) as ``edges`` says.
+
+    Below ``target`` it is only said to be so: the queries end where it can no longer be reached.
+    """
+    missed = 0.0
     for n, query in enumerate(queries):
-        rows, scores = search(index, vectors, query, k + (selves is not None))
+        rows, scores = search(index, vectors, query, k + (selves is not None), allowed)
         if selves is not None:
             scores = scores[rows != selves[n]][:k]
-        shares.append(min(k, int(np.count_nonzero(scores >= edge[n] - 1e-6))) / k)
-    return float(np.mean(shares))
+        wanted = k if edge[n] > -np.inf or allowed is None else min(k, int(np.count_nonzero(allowed)))
+        missed += 1 - min(wanted, int(np.count_nonzero(scores >= edge[n] - 1e-6))) / max(1, wanted)
+        if missed > (1 - target) * len(queries) + 1e-9:
+            break
+    return 1 - missed / len(queries)
 
 
 def tuned(
@@ -264,28 +285,21 @@ def tuned(
     many = min(10 * k, n - 1)
     edge = {name: edges(vectors, q, [k, many], own) for name, (q, own) in asked.items()}
 
-    def reached(at: int, wanted: int) -> dict[str, float]:
-        found = {}
-        for name, (q, own) in asked.items():
-            found[name] = round(recall(index, vectors, q, edge[name][:, at], wanted, own), 4)
-            if found[name] < target:
-                break
-        return found
+    def found(at: int, wanted: int, least: float = 0.0) -> dict[str, float]:
+        return {
+            name: recall(index, vectors, q, edge[name][:, at], wanted, own, target=least)
+            for name, (q, own) in asked.items()
+        }
 
-    found: dict[str, float] = {}
     for step in index.ladder:
-        index.settings.update(json.loads(json.dumps(step)))
-        found = reached(0, k)
-        if len(found) == len(asked) and min(found.values()) >= target:
+        index.settings.update(deepcopy(step))
+        if min(found(0, k, target).values()) >= target:
             break
-    for name, (q, own) in asked.items():
-        if name not in found:
-            found[name] = round(recall(index, vectors, q, edge[name][:, 0], k, own), 4)
     rerank = index.settings["rerank"]
+    most = rerank["least"] / k
     for per_hit in (1, 2, 3, 5, 8, 12, 20, 40, 80):
-        rerank["per_hit"] = min(per_hit, rerank["least"] / k)
-        wide = reached(1, many)
-        if per_hit >= rerank["least"] / k or (len(wide) == len(asked) and min(wide.values()) >= target):
+        rerank["per_hit"] = min(per_hit, most)
+        if per_hit >= most or min(found(1, many, target).values()) >= target:
             break
-    index.settings["recall"] = {"k": k, **found}
+    index.settings["recall"] = {"k": k, **{name: round(share, 4) for name, share in found(0, k).items()}}
     return index
