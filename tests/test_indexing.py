@@ -556,6 +556,7 @@ def test_a_few_products_read_their_own_rows_alone(
     )
     catalog.put([product(tmp_path, "p00", "black"), product(tmp_path, "new", "red")])
     assert len(taken) == 2  # p00 had two photos
+    assert not catalog.store.dataset().tags.list()  # no version is held for it
     catalog.index([product(tmp_path, "more", "blue"), product(tmp_path, "new", "red")])
     assert len(taken) == 4  # its row, and its vector, which is kept
     catalog.remove("p05")

@@ -413,7 +413,7 @@ class Plan:
         self.replaced = {p.key: p.known for p in self.todo if p.known is not None}
         self.report.unchanged = len(self.photos) - len(self.todo)
         self._write_manifest(drawn, getattr(encoder, "source", {}))
-        if self.todo and self.known.places:
+        if names is None and self.todo and self.known.places:
             store.hold(version)  # vectors of known content are read from it after commits of this run replaced them
 
     # Planning: nothing is written here
