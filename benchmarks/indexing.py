@@ -1,13 +1,14 @@
 """How fast photos become rows, beside decoding alone and encoding alone; and what a row costs as a catalog grows.
 
-    python benchmarks/indexing.py photos SOURCE [--size 1080x1440] [--photos 500] [--encoder builtin] [--repeats 3]
+    python benchmarks/indexing.py photos SOURCE [--size 1080x1440] [--photos 500] [--others 64] [--encoder builtin]
     python benchmarks/indexing.py grow CATALOG --like OTHER [--rows 1000000] [--plot growth.png]
 
 ``photos`` takes photos of SOURCE, as they are or brought to a size, and prints photos/s of decoding alone (reading, digest,
 palette and fitting, on all cores), of encoding alone (of pixels that are ready, on all cores), of ``lookalike index``, to the
 last commit, and how much longer that takes than the slower of the two. Beside it, on the same photos, with torch and random
 weights: the loop that small systems use, ResNet50 over one photo at a time, and open_clip's ViT-B/32 over batches of 32; both
-decode in the same loop and write nothing. Medians of ``--repeats`` interleaved runs.
+decode in the same loop and write nothing. Medians of ``--repeats`` interleaved runs; the CPU's time, too, which hardly depends
+on what else runs. Where decoding and encoding each keep all cores busy, no overlap can take less than both together.
 
 ``grow`` fills CATALOG with rows like those of OTHER: titles, attributes and palettes as they are, ids and digests of their own,
 vectors turned a little at random. They go in where the encoder's would, in commits of the usual size with the usual
@@ -48,27 +49,36 @@ def photos(options: argparse.Namespace) -> None:
         if options.size:
             found = [_sized(p, options.size, Path(folder, f"{n}.jpg")) for n, p in enumerate(found)]
         pixels = [encoder.prepare(images.read(p, at_least=max(encoder.size))) for p in found]
-        ways: dict[str, Callable[[], Any]] = {
-            "decoding alone": lambda: _decode(found, encoder),
-            "encoding alone": lambda: [encoder.encode_photos(np.stack(pixels[n : n + 32])) for n in _starts(found)],
-            "lookalike index": lambda: _index(found, encoder, Path(folder)),
-            **_torch_ways(found),
+        few = found[: options.others]
+        ways: dict[str, tuple[int, Callable[[], Any]]] = {
+            "decoding alone": (len(found), lambda: _decode(found, encoder)),
+            "encoding alone": (
+                len(found),
+                lambda: [encoder.encode_photos(np.stack(pixels[n : n + 32])) for n in _starts(found)],
+            ),
+            "lookalike index": (len(found), lambda: _index(found, encoder, Path(folder))),
+            **{name: (len(few), way) for name, way in _torch_ways(few).items()},
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
+        cpu: dict[str, list[float]] = {name: [] for name in ways}
         for repeat in range(options.repeats + 1):
-            for name, way in ways.items():
-                start = time.perf_counter()
+            for name, (count, way) in ways.items():
+                start, used = time.perf_counter(), time.process_time()
                 way()
                 if repeat:  # the first warms up
-                    seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    size = "x".join(map(str, Image.open(images.file_of(found[0])).size)) if not options.size else options.size
-    print(f"{len(found)} photos of {size}, {CORES} cores, load average before and now {os.getloadavg()[0]:.1f}")
-    for name, median in medians.items():
-        spread = f"{len(found) / max(seconds[name]):.0f} … {len(found) / min(seconds[name]):.0f}"
-        print(f"{name:34} {len(found) / median:7.1f} photos/s ({spread})")
-    slower = max(medians["decoding alone"], medians["encoding alone"])
-    print(f"lookalike index takes {medians['lookalike index'] / slower:.2f} × the slower of the two alone")
+                    seconds[name].append((time.perf_counter() - start) / count)
+                    cpu[name].append((time.process_time() - used) / count)
+    size = options.size or "×".join(map(str, images.read(found[0]).size))
+    print(f"{len(found)} photos of {size}, {CORES} cores, load average of the last minute {os.getloadavg()[0]:.1f}")
+    for name, taken in seconds.items():
+        spread = f"{1 / max(taken):.0f} … {1 / min(taken):.0f}"
+        used = statistics.median(cpu[name]) * 1e3
+        print(f"{name:34} {1 / statistics.median(taken):7.1f} photos/s ({spread}), {used:.2f} ms of CPU a photo")
+    alone = [statistics.median(seconds[name]) for name in ("decoding alone", "encoding alone")]
+    whole = statistics.median(seconds["lookalike index"])
+    print(
+        f"lookalike index takes {whole / max(alone):.2f} × the slower of the two alone, {whole / sum(alone):.2f} × both"
+    )
 
 
 def _starts(found: list[str]) -> range:
@@ -195,6 +205,7 @@ def main() -> None:
     measured.add_argument("source")
     measured.add_argument("--size", help="WIDTHxHEIGHT that photos are brought to first")
     measured.add_argument("--photos", type=int, default=500)
+    measured.add_argument("--others", type=int, default=64, help="photos that the loops with torch are measured on")
     measured.add_argument("--encoder", default="builtin")
     measured.add_argument("--repeats", type=int, default=3)
     measured.set_defaults(run=photos)

@@ -364,7 +364,7 @@ def _about(item: str, identity: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """A row that the plan has no photo for."""
+    """A row that the plan has no photo for; ``path`` where that can matter."""
 
     key: str
     product: str
@@ -413,7 +413,7 @@ class Plan:
         self.replaced = {p.key: p.known for p in self.todo if p.known is not None}
         self.report.unchanged = len(self.photos) - len(self.todo)
         self._write_manifest(drawn, getattr(encoder, "source", {}))
-        if self.todo and self.known.places:
+        if names is None and self.todo and self.known.places:
             store.hold(version)  # vectors of known content are read from it after commits of this run replaced them
 
     # Planning: nothing is written here
@@ -515,11 +515,12 @@ class Plan:
         due = [True] * len(self.photos)
         at = {photo.key: n for n, photo in enumerate(self.photos)}
         owners: dict[str, str] = {}
+        sources: dict[str, str] = {}  # each once, not once a row
         foreign: dict[int, str] = {}
         kinds = self.work.kinds
         texts = [n for n, kind in kinds.items() if kind == "text"] if self.work.photo_dim < self.work.dim else None
         for place, row in self._rows(version):
-            digest, source = row["lk_digest"], row["lk_source"]
+            digest, source = row["lk_digest"], sources.setdefault(row["lk_source"], row["lk_source"])
             title, coloured = row["lk_title"] or "", row.get("lk_colours") is not None
             if coloured or digest not in self.known.places:
                 self.known.places[digest] = place
@@ -527,10 +528,12 @@ class Plan:
                 self.known.coloured.add(digest)
             if texts is not None:
                 self.known.described[description(title, {n: row.get(n) for n in texts})] = place
-            owners[row["lk_id"]] = source
+            if self.names is not None:
+                owners[row["lk_id"]] = source
             n = at.get(row["lk_photo"])
             if n is None:
-                self.left.append(_Left(row["lk_photo"], row["lk_id"], source, row["lk_path"]))
+                path = row["lk_path"] if self.source.unreadable else ""
+                self.left.append(_Left(row["lk_photo"], row["lk_id"], source, path))
                 continue
             photo = self.photos[n] = replace(self.photos[n], known=digest)
             if self.names is None and source not in (self.source.key, UPLOADS):
