@@ -583,10 +583,13 @@ train_app = typer.Typer(help="Train an encoder (extra: train).", no_args_is_help
 app.add_typer(train_app, name="train")
 evaluate_app = typer.Typer(help="Measure retrieval quality.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
+bench_app = typer.Typer(help="Measure speed on your own data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 
 @train_app.callback()
 @evaluate_app.callback()
+@bench_app.callback()
 def _group() -> None:
     pass
 
@@ -1006,6 +1009,32 @@ def evaluate_compare(
         what = f" of {Path(data).name}" + (f" ({len(unread)} photos cannot be read)" if unread else "")
     loaded = [load(name, threads=1) for name in encoder]
     _reported(together.evaluate(loaded, shelf, what, known, _say), report, as_json)
+
+
+@bench_app.command("index")
+def bench_index(
+    kinds: Annotated[str, typer.Option(help="What is measured; lsh-512 and lsh-itq, too.")] = "exact,int8,lsh,hnsw,ivf",
+    sizes: Annotated[str, typer.Option(help="Numbers of vectors; more than there are are grown.")] = "",
+    out: Annotated[Path, typer.Option(help="Vectors, figures, plot; a second run goes on from here.")] = Path(
+        "bench-index"
+    ),
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Which index is best for your catalog: recall, time, memory of each, on its own vectors and on more of their kind."""
+    from lookalike.evaluation import bench_index as bench
+
+    opened = _open(catalog)
+    snapshot = opened.snapshot()
+    try:
+        wanted = [int(size) for size in _listed([sizes])] or [len(snapshot.vectors)]
+        if min(wanted) < 1:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--sizes {sizes!r}: whole numbers with commas between: 44000,200000,1000000") from None
+    with _going_on():
+        found = bench.evaluate(snapshot, opened.encoder, _listed([kinds]), wanted, out, _say)
+    _reported(found, out / "index.html", as_json)
 
 
 def _listed(names: list[str] | None) -> list[str]:
