@@ -135,7 +135,7 @@ def bare_usearch(vectors: np.ndarray, index: base.Index) -> Bare:
     made = index.settings
     graph = Usearch(
         ndim=vectors.shape[1], metric="ip", dtype="i8", connectivity=made["connectivity"],
-        expansion_add=made["expansion"], expansion_search=1,
+        expansion_add=made["expansion"], expansion_search=made["looked_at"],
     )  # fmt: skip
     start = time.perf_counter()
     for rows, part in base.blocks(vectors):
@@ -146,7 +146,7 @@ def bare_usearch(vectors: np.ndarray, index: base.Index) -> Bare:
     def search(q: np.ndarray) -> np.ndarray:
         return graph.search(rounded(q, float(np.abs(q).max()) / 127), n, threads=1).keys.astype(np.intp)
 
-    return f"usearch i8, {n} rows", search
+    return f"usearch i8, {made['looked_at']} looked at", search
 
 
 def bare_lance(vectors: np.ndarray, index: base.Index) -> Bare:
