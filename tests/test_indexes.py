@@ -57,7 +57,9 @@ def made(tmp_path: Path) -> Made:
             index = base.build(kind, vectors)
         if small and kind != "exact":
             index.settings.update(json.loads(json.dumps(SMALL)))
-            index.settings.update({"lsh": {"nearest": 200}, "ivf": {"nprobes": 10}}.get(kind, {}))
+            index.settings.update(
+                {"lsh": {"nearest": 200}, "hnsw": {"looked_at": 60}, "ivf": {"nprobes": 10}}.get(kind, {})
+            )
         return index
 
     return make
@@ -354,6 +356,8 @@ def test_tuned_takes_the_first_settings_that_reach_the_recall_and_says_what_they
     assert alone.settings["recall"].keys() == {"k", "photos"}
     assert alone.settings["recall"]["photos"] >= 0.99
     assert both.settings["recall"]["texts"] >= 0.99
+    for name in ("nearest", "looked_at", "nprobes"):  # words need no less than photos
+        assert both.settings.get(name, 0) >= alone.settings.get(name, 0)
     assert both.settings["rerank"]["least"] >= alone.settings["rerank"]["least"]
     json.dumps(both.settings)
     found = [right(both, vectors, q, 100) for q in texts]

@@ -1092,6 +1092,32 @@ def bench_encode(
     _reported(found, None, as_json)
 
 
+@bench_app.command("index")
+def bench_index(
+    kinds: Annotated[str, typer.Option(help="What is measured; lsh-512 and lsh-itq, too.")] = "exact,int8,lsh,hnsw,ivf",
+    sizes: Annotated[str, typer.Option(help="Numbers of vectors; more than there are are grown.")] = "",
+    out: Annotated[Path, typer.Option(help="Vectors, figures, plot; a second run goes on from here.")] = Path(
+        "bench-index"
+    ),
+    catalog: CatalogDir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Which index is best for your catalog: recall, time, memory of each, on its own vectors and on more of their kind."""
+    from lookalike.evaluation import bench_index as bench
+
+    opened = _open(catalog)
+    snapshot = opened.snapshot()
+    try:
+        wanted = [int(size) for size in _listed([sizes])] or [len(snapshot.vectors)]
+        if min(wanted) < 1:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"--sizes {sizes!r}: whole numbers with commas between: 44000,200000,1000000") from None
+    with _going_on():
+        found = bench.evaluate(snapshot, opened.encoder, _listed([kinds]), wanted, out, _say)
+    _reported(found, out / "index.html", as_json)
+
+
 def _listed(names: list[str] | None) -> list[str]:
     return [name.strip() for name in ",".join(names or []).split(",") if name.strip()]
 

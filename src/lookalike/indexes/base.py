@@ -76,12 +76,6 @@ class Index(Protocol):
         """Write its files into an existing directory."""
 
 
-def efforts(kind_of: str = "rerank", up_to: int = 50_000) -> list[dict[str, Any]]:
-    """The usual ladder: more and more rows scored exactly."""
-    steps = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
-    return [{kind_of: {"least": n, "per_hit": n / 10}} for n in steps if n <= up_to]
-
-
 def build(
     kind: str, vectors: NDArray[np.float32], settings: dict[str, Any] | None = None, progress: Progress | None = None
 ) -> Index:
@@ -296,8 +290,8 @@ def tuned(
         if min(found(0, k, target).values()) >= target:
             break
     rerank = index.settings["rerank"]
-    most = rerank["least"] / k
-    for per_hit in (1, 2, 3, 5, 8, 12, 20, 40, 80):
+    most = max(10, rerank["least"] / k)
+    for per_hit in (1, 2, 3, 5, 8, 12, 20, 40, 80, 160, 320):
         rerank["per_hit"] = min(per_hit, most)
         if per_hit >= most or min(found(1, many, target).values()) >= target:
             break

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookalike.errors import UsageError
-from lookalike.indexes.base import BLOCK, Progress, Vectors, blocks, efforts, write_settings
+from lookalike.indexes.base import BLOCK, Progress, Vectors, blocks, write_settings
 from lookalike.indexes.exact import GATHER_BELOW, scan, top
 
 
@@ -64,7 +64,7 @@ class Int8:
     def __init__(self, codes: NDArray[np.int8], scale: float, settings: dict[str, Any]):
         self._cdist = _numkong().cdist
         self.codes, self.scale, self.settings = codes, scale, settings
-        self.ladder = efforts(up_to=2000)
+        self.ladder = [{"rerank": {"least": n, "per_hit": n / 10}} for n in (10, 20, 50, 100, 200, 500, 1000)]
 
     @classmethod
     def build(cls, vectors: NDArray[np.float32], progress: Progress | None = None) -> Int8:

@@ -1,7 +1,8 @@
 """Lance's inverted file over the catalog's own vectors: on the disk or on object storage, for more than fits into memory.
 
-Vectors are parted by k-means and kept as RaBitQ's codes (Gao and Long, SIGMOD 2024), a bit for each number and some more: 48
-bytes a photo at 256 dimensions. A search reads the nearest partitions' codes, then the vectors of the rows that they name.
+Vectors are parted by k-means and kept as RaBitQ's codes (Gao et al., "Practical and Asymptotically Optimal Quantization",
+SIGMOD 2025), five bits for each number: 184 bytes a photo at 256 dimensions. A search reads the nearest partitions' codes, then
+the vectors of the rows that they name.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def build_ivf(
     addresses: NDArray[np.uint64],
     progress: Progress | None = None,
     partition: int = PARTITION,
-    bits: int = 1,
+    bits: int = 5,
 ) -> Ivf:
     """Have Lance make its index, which is a commit of the dataset, and leave ``dataset`` at that version.
 
@@ -102,7 +103,8 @@ def build_ivf(
         addresses: ``_rowid`` of each row of the base, (rows,).
         progress: called with rows done and rows in all.
         partition: rows of one, about.
-        bits: of RaBitQ's codes for each number, 1 to 9: more are larger and need fewer rows to be scored.
+        bits: of a code for each number, 1 to 9: more are larger, and fewer vectors need be read. On 200,000 vectors, the 10
+            best of a text are among 50 rows by 5 bits (1.0), 3 bits (.98) or 1 bit (.68).
     """
 
     def told(step: Any) -> None:
@@ -115,7 +117,7 @@ def build_ivf(
             progress_callback=told,
         )  # fmt: skip
     settings: dict[str, Any] = {"partition": partition, "bits": bits, "trained": len(addresses), "nprobes": 20}
-    settings["rerank"] = {"least": 500, "per_hit": 10}
+    settings["rerank"] = {"least": 50, "per_hit": 2}
     return Ivf(Stored(dataset, addresses), settings)
 
 
@@ -130,8 +132,8 @@ class Ivf:
         self.ladder = [
             {"nprobes": nprobes, "rerank": {"least": n, "per_hit": n / 10}}
             for nprobes, n in (
-                (10, 50), (10, 100), (20, 100), (20, 200), (40, 200), (40, 500), (80, 500), (80, 1000), (160, 1000),
-                (160, 2000), (320, 2000), (320, 5000), (640, 5000),
+                (10, 20), (20, 20), (20, 50), (40, 50), (40, 100), (80, 100), (80, 200), (160, 200), (160, 500), (320, 500),
+                (640, 1000), (1280, 2000),
             )
         ]  # fmt: skip
         self.partitions = max(1, settings["trained"] // settings["partition"])
@@ -146,9 +148,9 @@ class Ivf:
 
     @property
     def nbytes(self) -> int:
-        """Of codes (a number's bits, a norm and two factors, the address) and addresses."""
+        """Of codes (a number's bits, factors and address) and addresses."""
         rows, dim = self.vectors.shape
-        return int(rows * (dim * self.settings["bits"] / 8 + 20)) + self.vectors.nbytes
+        return int(rows * (dim * self.settings["bits"] / 8 + 24)) + self.vectors.nbytes
 
     def candidates(
         self, query: NDArray[np.float32], n: int, allowed: NDArray[np.bool_] | None = None
