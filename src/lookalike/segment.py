@@ -52,7 +52,10 @@ SAVED_FROM = 100_000
 """Photos from which on a catalog has derived files: fewer are read and scanned in no time."""
 
 ASKED = 200
-"""Titles that are asked for to measure an index."""
+"""Texts that are asked for to measure an index."""
+
+CODES, COMMON = 200, 30
+"""A column with more different values holds codes rather than words; and how many of the frequent ones are asked for."""
 
 Progress = Callable[[int, int], None]
 Stages = Callable[[str, int, int], None]
@@ -398,11 +401,8 @@ def _made(
         else:
             index = indexes.build(chosen, segment.vectors, None, report)
         queries = None
-        if texts is not None and n:
-            titles = [
-                segment.products["lk_title"][int(p)].as_py() for p in np.linspace(0, len(segment.first) - 2, ASKED)
-            ]
-            said = [t for t in dict.fromkeys(titles) if t]
+        if texts is not None:
+            said = sayings(segment)
             queries = texts(said) if said else None
         tell("recall", 0, 1)
         index = indexes.tuned(index, segment.vectors, queries)
@@ -425,6 +425,27 @@ def _made(
             shutil.rmtree(left, ignore_errors=True)
             store.release(left.name)
     return told
+
+
+def sayings(segment: Segment, count: int = ASKED, seed: int = 0) -> list[str]:
+    """Texts as people ask: titles, and one to three words of the columns, half of each; none where there are no words.
+
+    A title names one product; words name thousands, whose cosines lie so closely together that they are harder to find.
+    """
+    rng = np.random.default_rng(seed)
+    table, out = segment.products, []
+    for at in rng.permutation(len(table))[: count // 2].tolist():
+        out.append(table["lk_title"][at].as_py() or "")
+    columns = []
+    for name in table.column_names:
+        column = _whole(table[name])
+        if not name.startswith(PREFIX) and pa.types.is_dictionary(column.type) and 2 < len(column.dictionary) <= CODES:
+            counts = np.bincount(column.indices.drop_null().to_numpy(), minlength=len(column.dictionary))
+            columns.append([column.dictionary[int(n)].as_py() for n in np.argsort(-counts, kind="stable")[:COMMON]])
+    for _ in range(count // 2 if columns else 0):
+        chosen = rng.choice(len(columns), min(int(rng.integers(1, 4)), len(columns)), replace=False)
+        out.append(" ".join(columns[n][int(rng.integers(len(columns[n])))] for n in chosen))
+    return [text for text in dict.fromkeys(out) if text.strip()]
 
 
 def _in_lance(store: Store, old: Segment | None, report: Progress) -> tuple[Ivf, Any]:
