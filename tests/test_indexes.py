@@ -392,7 +392,7 @@ def test_edges_are_the_same_in_any_blocks(monkeypatch: pytest.MonkeyPatch):
         (100_000, 1 << 30, True, "exact"),
         (100_001, 1 << 30, True, "int8"),
         (2_000_000, 4 << 30, True, "int8"),
-        (2_000_001, 4 << 30, True, "hnsw"),
+        (2_000_001, 4 << 30, True, "ivf"),
         (90_000, 1 << 20, True, "ivf"),
         (10_000_000, 8 << 30, True, "ivf"),
         (10_000_000, 8 << 30, False, "ivf"),
@@ -404,7 +404,9 @@ def test_the_choice_by_size_and_memory_says_why(rows: int, memory: int, local: b
     assert f"{rows:,} vectors of 256" in why
 
 
-def test_without_the_extra_the_choice_is_what_needs_none(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_extra_and_without_words_the_choice_is_another(monkeypatch: pytest.MonkeyPatch):
+    assert base.choose(3_000_000, 256, 4 << 30, words=False)[0] == "hnsw"
+    assert base.choose(1_000_000, 256, 4 << 30, words=False)[0] == "int8"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert base.choose(1_000_000, 256, 4 << 30)[0] == "lsh"
-    assert "pip install" in base.choose(1_000_000, 256, 4 << 30)[1]
+    assert base.choose(1_000_000, 256, 4 << 30)[0] == "ivf"
+    assert base.choose(1_000_000, 256, 4 << 30, words=False)[0] == "lsh"

@@ -26,7 +26,7 @@ EXACT_UP_TO = 100_000
 """Rows under which the plain scan answers in a few milliseconds, and nothing else is worth its files."""
 
 INT8_UP_TO = 2_000_000
-"""Rows that are scanned as bytes in 30 ms by one core at 256 dimensions; a graph takes minutes to build."""
+"""Rows that are scanned as bytes in 30 ms by one core at 256 dimensions; what is parted is read in part."""
 
 BLOCK = 65_536
 """Rows read at a time from vectors that may be larger than memory."""
@@ -161,7 +161,7 @@ def search(
     return rows[best], scores[best]
 
 
-def choose(rows: int, dim: int, memory: int, local: bool = True) -> tuple[str, str]:
+def choose(rows: int, dim: int, memory: int, local: bool = True, words: bool = True) -> tuple[str, str]:
     """The kind of index for so many vectors, and why.
 
     Args:
@@ -169,6 +169,7 @@ def choose(rows: int, dim: int, memory: int, local: bool = True) -> tuple[str, s
         dim: numbers of a vector.
         memory: bytes that searching may use.
         local: the catalog lies on this machine's disk; what lies on object storage is not copied here where it is large.
+        words: texts are asked, too: their cosines are low and crowded, which codes of one bit and graphs are bad at.
     """
     size = rows * dim * 4
     said = f"{rows:,} vectors of {dim}, {_bytes(size)} as float32"
@@ -177,11 +178,12 @@ def choose(rows: int, dim: int, memory: int, local: bool = True) -> tuple[str, s
         return "ivf", f"{said}: more than the {_bytes(memory)} of memory; {where} by Lance"
     if rows <= EXACT_UP_TO:
         return "exact", f"{said}: up to {EXACT_UP_TO:,} are scanned in milliseconds"
-    if not all(importlib.util.find_spec(name) for name in ("numkong", "usearch")):
-        return "lsh", f"{said}: binary codes need nothing more; better with pip install 'lookalike[hnsw]'"
-    if rows <= INT8_UP_TO:
+    if rows <= INT8_UP_TO and importlib.util.find_spec("numkong"):
         return "int8", f"{said}: as bytes they are scanned at 60 million a second, words found as surely as photos"
-    return "hnsw", f"{said}: above {INT8_UP_TO:,} a scan takes longer than a graph"
+    if not words:
+        kind = "hnsw" if importlib.util.find_spec("usearch") else "lsh"
+        return kind, f"{said}: only photos are asked, which {kind} finds fastest"
+    return "ivf", f"{said}: words and photos are found in some milliseconds, whatever the size"
 
 
 def _bytes(n: float) -> str:
