@@ -110,7 +110,7 @@ class Namespaces:
     def node(self, n: int) -> tuple[list[str], str]:
         """The words before a command that make it run on node n, and that node's address."""
         if not self.wanted:
-            return [], self.host
+            return [], f"127.0.0.{10 + n}"  # Ray takes nodes of one address for one machine, the driver's with them
         name, address = f"lkbench-n{n}", f"{NETWORK}.{10 + n}"
         if name not in self.names:
             self._ip("netns", "add", name)
@@ -144,10 +144,8 @@ class Cluster:
         self.nodes: list[subprocess.Popen[Any]] = []
         try:
             wait_for(lambda: self._answers(spaces.host, port), 60, "Ray's head")
-            for n in range(workers):
-                inside, address = spaces.node(n)
-                self.nodes.append(self._start(inside, address, f"--address={self.address}", "--num-cpus=1"))
-            wait_for(lambda: self._cores() == workers, 180, "Ray's nodes")
+            self.nodes = [self._node(n) for n in range(workers)]
+            wait_for(self._complete, 240, "Ray's nodes")
         except BaseException:
             print((folder / "ray.log").read_text()[-3000:], file=sys.stderr)
             self.close()
@@ -157,6 +155,17 @@ class Cluster:
         command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words]
         more = [f"--node-ip-address={address}", f"--object-store-memory={100 * 2**20}", "--min-worker-port=0"]
         return subprocess.Popen([*command, *more, "--max-worker-port=0"], stdout=self.log, stderr=self.log)
+
+    def _node(self, n: int) -> subprocess.Popen[Any]:
+        inside, address = self.spaces.node(n)
+        return self._start(inside, address, f"--address={self.address}", "--num-cpus=1")
+
+    def _complete(self) -> bool:
+        """Whether all nodes are there; one that gave up, as Ray's do where a machine has much else to do, starts again."""
+        for n, process in enumerate(self.nodes):
+            if process.poll() is not None:
+                self.nodes[n] = self._node(n)
+        return self._cores() == len(self.nodes)
 
     @staticmethod
     def _answers(host: str, port: int) -> bool:
