@@ -341,6 +341,7 @@ class Ray:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
+        self.nodes: list[subprocess.Popen[bytes]] = []
         self.temp = tempfile.mkdtemp(prefix="lkray")  # sockets lie there: a short path
         head = ("--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self.temp}", "--include-dashboard=false")
         self.processes = [self.start(*head)]
@@ -391,9 +392,11 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
         made = Ray(tmp_path_factory.mktemp("ray"))
         try:
             made.nodes = [made.node(), made.node()]
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 120
             while Path(made.log.name).read_text().count("Ray runtime started") < 3:
                 assert time.monotonic() < deadline
+                # Ray gives a node 30 s to start, which is short where a machine has much else to do.
+                made.nodes = [node if node.poll() is None else made.node() for node in made.nodes]
                 time.sleep(0.1)
             yield made
         finally:
