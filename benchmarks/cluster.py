@@ -133,8 +133,9 @@ class Cluster:
     """A head without cores, and nodes with one each."""
 
     def __init__(self, spaces: Namespaces, workers: int, folder: Path):
-        self.spaces, self.log = spaces, (folder / "ray.log").open("a")
         port = free_port(spaces.host)
+        self.spaces, self.file = spaces, folder / f"ray-{port}.log"
+        self.log = self.file.open("w")
         self.address = f"{spaces.host}:{port}"
         self.temp = tempfile.mkdtemp(prefix="lkray")  # sockets lie there: a short path
         self.head = self._start(
@@ -147,7 +148,7 @@ class Cluster:
             self.nodes = [self._node(n) for n in range(workers)]
             wait_for(self._complete, 240, "Ray's nodes")
         except BaseException:
-            print((folder / "ray.log").read_text()[-3000:], file=sys.stderr)
+            print(self.file.read_text()[-3000:], file=sys.stderr)
             self.close()
             raise
 
@@ -165,20 +166,12 @@ class Cluster:
         for n, process in enumerate(self.nodes):
             if process.poll() is not None:
                 self.nodes[n] = self._node(n)
-        return self._cores() == len(self.nodes)
+        return self.file.read_text().count("Ray runtime started") == 1 + len(self.nodes)
 
     @staticmethod
     def _answers(host: str, port: int) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex((host, port)) == 0
-
-    def _cores(self) -> int:
-        code = (
-            f"import ray; ray.init({self.address!r}, log_to_driver=False, logging_level='ERROR'); "
-            "print(int(ray.cluster_resources().get('CPU', 0)))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        return int(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else -1
 
     def close(self) -> None:
         for process in (*self.nodes, self.head):
