@@ -110,7 +110,7 @@ class Namespaces:
     def node(self, n: int) -> tuple[list[str], str]:
         """The words before a command that make it run on node n, and that node's address."""
         if not self.wanted:
-            return [], self.host
+            return [], f"127.0.0.{10 + n}"  # Ray takes nodes of one address for one machine, the driver's with them
         name, address = f"lkbench-n{n}", f"{NETWORK}.{10 + n}"
         if name not in self.names:
             self._ip("netns", "add", name)
@@ -133,8 +133,9 @@ class Cluster:
     """A head without cores, and nodes with one each."""
 
     def __init__(self, spaces: Namespaces, workers: int, folder: Path):
-        self.spaces, self.log = spaces, (folder / "ray.log").open("a")
         port = free_port(spaces.host)
+        self.spaces, self.file = spaces, folder / f"ray-{port}.log"
+        self.log = self.file.open("w")
         self.address = f"{spaces.host}:{port}"
         self.temp = tempfile.mkdtemp(prefix="lkray")  # sockets lie there: a short path
         self.head = self._start(
@@ -144,12 +145,10 @@ class Cluster:
         self.nodes: list[subprocess.Popen[Any]] = []
         try:
             wait_for(lambda: self._answers(spaces.host, port), 60, "Ray's head")
-            for n in range(workers):
-                inside, address = spaces.node(n)
-                self.nodes.append(self._start(inside, address, f"--address={self.address}", "--num-cpus=1"))
-            wait_for(lambda: self._cores() == workers, 180, "Ray's nodes")
+            self.nodes = [self._node(n) for n in range(workers)]
+            wait_for(self._complete, 240, "Ray's nodes")
         except BaseException:
-            print((folder / "ray.log").read_text()[-3000:], file=sys.stderr)
+            print(self.file.read_text()[-3000:], file=sys.stderr)
             self.close()
             raise
 
@@ -158,18 +157,21 @@ class Cluster:
         more = [f"--node-ip-address={address}", f"--object-store-memory={100 * 2**20}", "--min-worker-port=0"]
         return subprocess.Popen([*command, *more, "--max-worker-port=0"], stdout=self.log, stderr=self.log)
 
+    def _node(self, n: int) -> subprocess.Popen[Any]:
+        inside, address = self.spaces.node(n)
+        return self._start(inside, address, f"--address={self.address}", "--num-cpus=1")
+
+    def _complete(self) -> bool:
+        """Whether all nodes are there; one that gave up, as Ray's do where a machine has much else to do, starts again."""
+        for n, process in enumerate(self.nodes):
+            if process.poll() is not None:
+                self.nodes[n] = self._node(n)
+        return self.file.read_text().count("Ray runtime started") == 1 + len(self.nodes)
+
     @staticmethod
     def _answers(host: str, port: int) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex((host, port)) == 0
-
-    def _cores(self) -> int:
-        code = (
-            f"import ray; ray.init({self.address!r}, log_to_driver=False, logging_level='ERROR'); "
-            "print(int(ray.cluster_resources().get('CPU', 0)))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        return int(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else -1
 
     def close(self) -> None:
         for process in (*self.nodes, self.head):

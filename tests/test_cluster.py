@@ -1,29 +1,36 @@
-"""Catalogs on object storage, over a real S3 protocol on loopback."""
+"""Catalogs on object storage, over a real S3 protocol on loopback; indexing by a Ray cluster of processes here."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import lookalike
-from conftest import draw
-from lookalike import feedback, objects
+from conftest import COLOURS, KINDS, draw, write_csv
+from lookalike import cluster, feedback, indexing, objects
 from lookalike.cli import app
-from lookalike.errors import CatalogError, CatalogLocked, InputError, UsageError
+from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch, InputError, UsageError
 from lookalike.server import keys
+from lookalike.sources import open_source
 from lookalike.store import Store
 
 VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
@@ -310,3 +317,177 @@ assert len(made.search("red")) == 12
 assert not [m for m in sys.modules if m.startswith(("obstore.", "ray", "boto"))]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
+
+
+class Ray:
+    """A head without cores and nodes with one each, as processes of their own."""
+
+    def __init__(self, folder: Path):
+        self.log = (folder / "ray.log").open("w")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.temp = tempfile.mkdtemp(prefix="lkray")  # sockets lie there: a short path
+        head = ("--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self.temp}", "--include-dashboard=false")
+        self.processes = [self.start(*head)]
+        deadline = time.monotonic() + 60
+        while not self.answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    @staticmethod
+    def answers(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    def start(self, *words: str, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        more = [f"--node-ip-address={host}", f"--object-store-memory={80 * 2**20}"]
+        ports = ["--min-worker-port=0", "--max-worker-port=0"]
+        return subprocess.Popen([*ray, *words, *more, *ports], stdout=self.log, stderr=self.log)
+
+    def node(self) -> subprocess.Popen[bytes]:
+        # An address of its own: Ray takes nodes of one address for one machine, the driver's with them.
+        host = f"127.0.0.{len(self.processes) + 9}"
+        self.processes.append(self.start(f"--address={self.address}", "--num-cpus=1", host=host))
+        return self.processes[-1]
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        for pid in tree(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                self.kill(process)
+        self.log.close()
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    """A cluster of this machine: a head and two nodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Ray(tmp_path_factory.mktemp("ray"))
+        try:
+            made.nodes = [made.node(), made.node()]
+            deadline = time.monotonic() + 120
+            while Path(made.log.name).read_text().count("Ray runtime started") < 3:
+                assert time.monotonic() < deadline
+                # Ray gives a node 30 s to start, which is short where a machine has much else to do.
+                made.nodes = [node if node.poll() is None else made.node() for node in made.nodes]
+                time.sleep(0.1)
+            yield made
+        finally:
+            made.close()
+
+
+def index(source: Path, catalog: str | Path, *more: str, encoder: str = "fake") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lookalike", "index", str(source), "--catalog", str(catalog)]
+    return subprocess.Popen(
+        [*command, "--encoder", encoder, "--json", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    return err if code else out
+
+
+def test_a_cluster_makes_the_catalog_that_one_machine_makes(address: str, ray: Ray, tmp_path: Path):
+    """Two nodes, photos that cannot be used, several columns; then changes of every kind; then one of a node's death."""
+    photos, rows = tmp_path / "img", []
+    for n in range(40):
+        draw(photos / f"{n}.jpg", list(COLOURS)[n % 4], KINDS[n % 3], n // 12)
+    for n in range(1200):  # long enough to be killed in the middle
+        rows.append({"sku": f"p{n:04}", "name": f"name {n}", "image": f"img/{n % 40}.jpg", "price": n, "a.b": f"x{n}"})
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    rows.append({"sku": "q", "name": "broken", "image": "img/broken.jpg", "price": 1, "a.b": "y"})
+    table, local = write_csv(tmp_path / "products.csv", rows), tmp_path / "local"
+    on_cluster = index(table, address, "--ray", ray.address, encoder="builtin")
+    store, deadline = Store(address), time.monotonic() + 60
+    while (left := store.dataset().count_rows() if store.exists else 0) < 100:
+        assert on_cluster.poll() is None, on_cluster.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert left < 1200
+    ray.kill(ray.nodes[0])
+    done = json.loads(ended(on_cluster))
+    assert (done["added"], done["quarantined"]) == (1200, 1)
+    ended(index(table, local, encoder="builtin"))
+    assert exported(address, tmp_path / "a.csv") == exported(local, tmp_path / "b.csv")
+    ours, theirs = (lookalike.open(c).search("red dress", k=20) for c in (address, local))
+    assert [h.id for h in ours] == [h.id for h in theirs]
+
+    draw(photos / "0.jpg", "black", "bag", 5)  # 30 products' photo
+    del rows[1]
+    rows[5]["name"] = "another name"
+    rows.append({"sku": "new", "name": "new", "image": "img/1.jpg", "price": 1, "a.b": "z", "more": "column"})
+    write_csv(table, rows)
+    reports = [
+        json.loads(ended(index(table, c, "--prune", *more, encoder="builtin")))
+        for c, more in ((address, ("--ray", ray.address)), (local, ()))
+    ]
+    for report in reports:
+        del report["seconds"]
+    assert reports[0] == reports[1] and reports[0]["updated"] == 31 and reports[0]["removed"] == 1
+    assert exported(address, tmp_path / "a.csv") == exported(local, tmp_path / "b.csv")
+    run("verify", "--catalog", address)
+
+
+def test_a_cluster_that_is_not_there_is_said(folder: Path, tmp_path: Path):
+    said = ended(index(folder, tmp_path / "c", "--ray", "127.0.0.1:1"), 2)
+    assert "--ray 127.0.0.1:1: no Ray cluster answers there" in said and "Traceback" not in said
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_machine_that_sees_other_things_is_named(folder: Path, tmp_path: Path):
+    """What a worker tells, and what becomes of it here; the worker is called as Ray calls it."""
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    source = open_source(str(folder))
+    with catalog.store.writing():
+        plan = indexing.plan(catalog.store, catalog.encoder, "fake", source)
+    (chunk,) = cluster._chunks(plan, 100)
+
+    def asked(directory: Path, work: indexing.Work) -> dict[str, Any]:
+        told = cluster._Worker(str(directory), work, plan.known.version, {})({"chunk": chunk})
+        assert told["host"] == socket.gethostname()
+        return told
+
+    gone = folder / "men" / "bag" / "red-0.jpg"
+    content = gone.read_bytes()
+    gone.unlink()
+    told = asked(tmp_path / "c", plan.work)
+    assert told["rows"] == 23 and json.loads(told["unseen"]) == [str(gone)]
+    cluster._check(told)  # gone here, too: quarantine says so
+    assert "red-0.jpg" in json.loads(told["refused"])[0][0]
+    gone.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read .*red-0.jpg, which is here: every machine must have"):
+        cluster._check(told)
+    with pytest.raises(EncoderMismatch, match=r"on .*planned for the encoder other"):
+        cluster._check(asked(tmp_path / "c", replace(plan.work, encoder_id="other")))
+    with pytest.raises(CatalogError, match="not there; use an address"):
+        cluster._check(asked(tmp_path / "elsewhere", plan.work))
+    assert catalog.store.dataset().count_rows() == 0  # what was written by nobody's leave is in no version

@@ -26,7 +26,7 @@ def open(directory: str | Path, encoder: str | Encoder | None = None, threads: i
     """Open the catalog in ``directory``, which is made at the first ``index`` where it does not exist.
 
     Args:
-        directory: the catalog's directory.
+        directory: the catalog's directory, or its address on object storage (``s3://bucket/prefix``).
         encoder: a name, a directory with an ``encoder.json``, or an object like ``lookalike.encoders.Encoder``; by default
             the one that the catalog was made with, else ``builtin``.
         threads: cores that one encoding may use, 0 for all.

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ CHUNK = 1024
 
 READERS = 2
 """Threads of an actor that read and decode, so that one waits for the storage while the other works."""
+
+CONNECT_SECONDS, JOIN_SECONDS = 5.0, 60.0
 
 
 def index(
@@ -81,6 +84,7 @@ def _connected(address: str) -> Iterator[Any]:
         raise UsageError(f"--ray wants {error.name}: pip install 'lookalike[cluster]'") from error
     ours = not ray.is_initialized()  # in Python a caller may be connected already
     if ours:
+        _must_answer(address)
         more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
             with warnings.catch_warnings():
@@ -93,10 +97,23 @@ def _connected(address: str) -> Iterator[Any]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what it does about a node that died
+            yield ray
     finally:
         if ours:
             ray.shutdown()
+
+
+def _must_answer(address: str) -> None:
+    """Raises UsageError where nobody listens: Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise UsageError(
+                f"--ray {address}: no Ray cluster answers there ({error.strerror or error}); see docs/scaling.md"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,7 @@ def _sync(ray: Any, planned: indexing.Plan, progress: indexing.Progress) -> None
     progress(done, total)
     if not todo:
         return
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cores = _cores(ray)
     chunks = list(_chunks(planned, max(1, min(CHUNK, -(-len(todo) // (4 * cores))))))
     left = {chunk.number: len(chunk.photos) for chunk in chunks}
     store.widen(planned.work.schema)
@@ -158,6 +175,16 @@ def _sync(ray: Any, planned: indexing.Plan, progress: indexing.Progress) -> None
         raise CatalogError(f"the cluster lost {len(left)} of {len(chunks)} parts of the source; run again to go on")
 
 
+def _cores(ray: Any) -> int:
+    """Cores that the cluster gives. Raises UsageError where none join in time: Ray would wait for ever."""
+    deadline = time.monotonic() + JOIN_SECONDS
+    while (cores := int(ray.cluster_resources().get("CPU", 0))) < 1:
+        if time.monotonic() > deadline:
+            raise UsageError("the Ray cluster gives no core; start a node that does: ray start --address=HOST:PORT")
+        time.sleep(0.5)
+    return cores
+
+
 def _check(result: Mapping[str, Any]) -> None:
     """Raises what a worker raised, and InputError where it could not read photos that can be read here."""
     if result["error"]:
@@ -183,21 +210,19 @@ class _Commits:
         self.plan = planned
         self.fragments: list[str] = []
         self.replacing: list[pa.Table] = []
-        self.rows = 0
         self.since = time.monotonic()
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Commit this, and what came before it, if that is due."""
         self.fragments += json.loads(result["fragments"])
         self.replacing.append(_table(result["replacing"]))
-        self.rows += result["rows"]
-        if self.rows >= indexing.COMMIT_ROWS and time.monotonic() - self.since > indexing.COMMIT_SECONDS:
+        if time.monotonic() - self.since > indexing.COMMIT_SECONDS:
             self.close()
 
     def close(self) -> None:
         """Commit what is left."""
         fragments, replacing = self.fragments, self.replacing
-        self.fragments, self.replacing, self.rows = [], [], 0
+        self.fragments, self.replacing = [], []
         if fragments:
             self.plan.store.append(fragments)
             self.plan.store.compact()

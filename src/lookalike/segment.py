@@ -379,7 +379,11 @@ def _made(
             old = load(place, store)
     asked = kind or (old.made["asked"] if old else "auto")
     n = dataset.count_rows()
-    chosen, why = indexes.choose(n, manifest.dim, memory, not store.remote) if asked == "auto" else (asked, "asked for")
+    chosen, why = asked, "asked for"
+    if asked == "auto":
+        chosen, why = indexes.choose(n, manifest.dim, memory, not store.remote, texts is not None)
+        if manifest.photo_dim and chosen != "exact":  # half of each query is zeros, which codes are not tuned to
+            chosen, why = "int8", f"words lie beside photos; {why}"
     folder = cache / f"{version}-{secrets.token_hex(4)}"
     folder.mkdir()
     report = lambda done, total: tell("index", done, total)  # noqa: E731

@@ -31,6 +31,7 @@ from lookalike.encoders.base import Encoder
 from lookalike.errors import InputError, UsageError
 from lookalike.evaluation.protocol import Progress, Report, encode_texts, number
 from lookalike.indexes import base, ivf
+from lookalike.segment import sayings
 from lookalike.snapshot import Snapshot
 
 NEAR, ANCHORS = 20, 4096
@@ -137,20 +138,11 @@ class _Cells:
 
 
 def text_queries(snapshot: Snapshot, encoder: Encoder, seed: int = 0) -> NDArray[np.float32]:
-    """Vectors of texts as people ask, (texts, dim): titles, and two or three words of the columns; none without words.
-
-    Half of each: titles name one product, words name thousands, whose cosines lie closely together.
-    """
+    """Vectors of texts as people ask, (texts, dim): those that an index is tuned on; none without words."""
     if not getattr(encoder, "reads_text", False):
         return np.empty((0, snapshot.vectors.shape[1]), np.float32)
-    rng = np.random.default_rng(seed)
-    titles = sorted({t for t in snapshot.titles if t.strip()})
-    asked = list(rng.choice(titles, min(QUERIES // 2, len(titles)), replace=False)) if titles else []
-    columns = [values for values in snapshot.values.values() if len(values) > 2]
-    for _ in range(QUERIES // 2 if columns else 0):
-        chosen = rng.choice(len(columns), min(int(rng.integers(1, 4)), len(columns)), replace=False)
-        asked.append(" ".join(columns[n][int(rng.integers(min(30, len(columns[n]))))] for n in chosen))
-    return encode_texts(encoder, [str(a) for a in asked]) if asked else np.empty((0, encoder.dim), np.float32)
+    asked = sayings(snapshot.base, QUERIES, seed)
+    return encode_texts(encoder, asked) if asked else np.empty((0, encoder.dim), np.float32)
 
 
 # More vectors
