@@ -120,6 +120,8 @@ class Namespaces:
             self._ip("addr", "add", f"{address}/24", "dev", "eth0", inside=name)
             self._ip("link", "set", "eth0", "up", inside=name)
             self._ip("link", "set", "lo", "up", inside=name)
+            # By its way out Ray tells a node's own address, and gives up where there is none; nothing is sent there.
+            self._ip("route", "add", "default", "via", self.host, inside=name)
         return ["ip", "netns", "exec", name], address
 
     def close(self) -> None:
