@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 import lookalike
+from conftest import draw
 from lookalike import segment, snapshot, where
 from lookalike.errors import CatalogError, CatalogLocked, NotFound, UsageError
+from lookalike.indexes import base
 from lookalike.indexing import photo_key
 from lookalike.snapshot import Snapshot
 from lookalike.store import Manifest, Store, schema
@@ -326,3 +333,153 @@ def test_a_reindexed_catalog_answers_queries_of_all_kinds(catalog: lookalike.Cat
     catalog.snapshot().base.index.gathered = 0
     assert catalog.status()["index"]["kind"] == "lsh"
     assert [[h.id for h in catalog.answer(q).hits] for q in queries] == before
+
+
+def test_pages_never_show_a_product_twice(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 3000)
+    segment.make(shop.store, "lsh", 1 << 30)
+    now = Snapshot(shop.store)
+    now.base.index.settings["rerank"] = {"least": 20, "per_hit": 2}  # as bad as an index can be
+    for seed in range(20):
+        ranking = now.rank(rng_unit(seed))
+        before: list[int] = []
+        for k in (1, 12, 60, 300, 1000, 3000):
+            found = [f.product for f in ranking.top(k)]
+            assert found[: len(before)] == before
+            assert len(found) == len(set(found)) == k
+            before = found
+
+
+def test_words_are_found_under_a_filter_and_beside_what_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(snapshot, "LEAST_REACH", 20)
+    monkeypatch.setattr(snapshot, "STEPS", (20, 200))
+    shop = Shop(tmp_path / "c", 400)
+    shop.write(["zebra"])
+    segment.make(shop.store, "lsh", 1 << 30)
+    now = Snapshot(shop.store)
+    now.base.index.gathered = 0
+    red = now.mask(where.parse("title like 'Red%' and price < 12"))
+    words = now.lexical.scores("red thing")
+    found = now.rank(rng_unit(1), red, (), words, 1.0).top(5)
+    best = np.sort(np.where(red, words, -1))[::-1][:5]
+    assert [round(float(words[f.product]), 5) for f in found] == [round(float(w), 5) for w in best]
+    shop.drop(["zebra"])
+    now, whole = Snapshot(shop.store, now), Snapshot(shop.store, whole=True)
+    title = whole.titles[0]
+    assert max(now.lexical.scores(f"{title} zebra")) == pytest.approx(1)
+    assert now.lexical.names(title) == whole.lexical.names(title)
+
+
+def test_values_of_removed_products_are_no_facets(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 0)
+    for n, colour in enumerate(["Red"] * 5 + ["Blue"]):
+        monkey, COLOURS[:] = list(COLOURS), [colour]
+        shop.write([f"q{n}"])
+        COLOURS[:] = monkey
+    segment.make(shop.store, "exact", 1 << 30)
+    shop.drop(["q5"])
+    now, whole = Snapshot(shop.store), Snapshot(shop.store, whole=True)
+    assert now.live is not None
+    assert now.facets() == whole.facets()
+    assert "colour" not in {f["column"] for f in now.facets()}
+
+
+def test_only_our_own_folders_are_removed(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 20)
+    mine = shop.store.cache / "site"
+    mine.mkdir(parents=True)
+    (mine / "precious.txt").write_text("here")
+    for _ in range(3):
+        segment.make(shop.store, "exact", 1 << 30)
+    assert (mine / "precious.txt").read_text() == "here"
+
+
+def test_columns_of_any_name_and_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(segment, "WIDE", 600)
+    shop = Shop(tmp_path / "c", 60)
+    long = "とても長い列の名前" * 9
+    manifest = shop.store.manifest()
+    shop.store.write_manifest(replace(manifest, kinds={**manifest.kinds, long: "text", "Colour": "text"}))
+    rows = shop.store.dataset().take([0])
+    more = {long: pa.array(["x"]), "Colour": pa.array(["y"])}
+    for name, column in more.items():
+        rows = rows.append_column(name, column)
+    shop.store.commit(rows.drop_columns([c for c in rows.column_names if c.startswith("_")]), replaces=True)
+    segment.make(shop.store, "exact", 1 << 30)
+    shop.write(["new"])
+    now = Snapshot(shop.store)
+    assert now.delta is not None
+    same(now, Snapshot(shop.store, whole=True), np.random.default_rng(1))
+    first = next(n for n in now.positions if now.attributes_of([n])[0].get("Colour"))
+    assert now.attributes_of([first])[0][long] == "x"
+
+
+def test_versions_that_were_the_latest_until_lately_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lookalike.store.KEEP_VERSIONS", timedelta(seconds=2))
+    shop = Shop(tmp_path / "c", 60)
+    for n in range(3):
+        shop.write([f"a{n}"])
+    stood = shop.store.version()
+    time.sleep(2.5)
+    shop.write(["b"])
+    shop.store.compact(force=True)
+    assert len(shop.store.rows(version=stood)) > 60  # a reader may be at it
+    time.sleep(2.5)
+    shop.write(["c"])
+    shop.store.compact(force=True)
+    with pytest.raises(CatalogError, match="cleaned up meanwhile; try again"):
+        shop.store.rows(version=stood)
+
+
+def test_what_lance_leaves_is_cleaned_up(tmp_path: Path):
+    shop = Shop(tmp_path / "c", 300)
+    segment.make(shop.store, "ivf", 1 << 30)
+    shutil.rmtree(shop.store.cache)  # which the guide allows
+    segment.make(shop.store, "ivf", 1 << 30)
+    assert len(shop.store.held()) == 1
+    for _ in range(2):
+        segment.make(shop.store, "exact", 1 << 30)
+    assert not shop.store.held()
+    assert not shop.store.dataset().describe_indices()
+
+
+def test_a_failing_index_does_not_take_the_report(
+    catalog: lookalike.Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    draw(tmp_path / "more" / "new.jpg", "red", "bag", 2)
+    monkeypatch.setenv("LOOKALIKE_INDEX", "btree")
+    with pytest.raises(UsageError, match="LOOKALIKE_INDEX is 'btree'"):
+        catalog.index(tmp_path / "more")
+    assert not catalog.snapshot().has("new")
+    monkeypatch.setenv("LOOKALIKE_INDEX", "lsh")
+    (catalog.store.cache).mkdir()
+    with FileLock(catalog.store.cache / "reindex.lock"):
+        assert catalog.index(tmp_path / "more").added == 1
+    assert "another process makes the index" in caplog.text
+    monkeypatch.setenv("LOOKALIKE_MEMORY", "-5")
+    with pytest.raises(UsageError, match="LOOKALIKE_MEMORY is '-5'"):
+        catalog.reindex()
+
+
+def test_what_fits_no_code_is_scanned():
+    for rows, memory in ((10**6, 10**10), (10**7, 10**9)):
+        for dim, halves in ((12, False), (768, True)):
+            assert base.choose(rows, dim, memory, halves=halves)[0] in ("int8", "exact")
+    assert base.choose(10**7, 256, 10**9)[0] == "ivf"
+    assert base.choose(50_000, 256, 10**9)[0] == "exact"
+
+
+def test_lance_refuses_odd_dimensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[__name__], "DIM", 12)
+    shop = Shop(tmp_path / "c", 20)
+    with pytest.raises(UsageError, match="multiple of 8 dimensions"):
+        segment.make(shop.store, "ivf", 1 << 30)
+
+
+@pytest.mark.parametrize("text", ["{", '{"generation": null}', '{"generation": "../.."}', "[]"])
+def test_a_damaged_pointer_is_no_pointer(tmp_path: Path, text: str):
+    shop = Shop(tmp_path / "c", 20)
+    segment.make(shop.store, "exact", 1 << 30)
+    (shop.store.cache / "current.json").write_text(text)
+    assert segment.latest(shop.store.cache) is None
+    assert len(Snapshot(shop.store)) == 20

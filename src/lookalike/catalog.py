@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import logging
 import os
 import re
 import threading
@@ -12,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookalike.errors import CatalogError, InputError, UsageError
+from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
 from lookalike.types import Answer, Hit, ImageInput, Product, Quarantined, Query
 
 if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # imported when first needed: opening a catalog costs nothing
     from lookalike.snapshot import Snapshot
     from lookalike.sources.web import Web
 
+
+log = logging.getLogger("lookalike")
 
 EXPORTED = 50_000
 """Rows that are written at once."""
@@ -201,6 +205,7 @@ class Catalog:
         from lookalike import images, indexing
         from lookalike.sources import Source, open_source
 
+        forced(), memory()  # wrong settings are told before the work
         web = self.web() if download is True else download or None
         found = source if isinstance(source, Source) else open_source(source, roles, product_from, web)
         name = self.encoder.name
@@ -214,8 +219,11 @@ class Catalog:
             report = indexing.index(self.store, self.encoder, name, found, prune=prune, drawn=drawn, progress=progress)
         if prune and web is not None and web.cache == self._downloads:
             web.clean(keep=(images.split(p)[0] for p in self.store.rows(["lk_path"])["lk_path"].to_pylist()))
-        if self.behind():
-            self.reindex(progress=stages)
+        try:
+            if self.behind():
+                self.reindex(progress=stages)
+        except LookalikeError as error:  # the photos are there all the same
+            log.warning("the index is as it was, what is new is scanned beside it: %s", error)
         return report
 
     @property
@@ -296,8 +304,7 @@ class Catalog:
         if kind not in ("", "auto", *KINDS):
             raise UsageError(f"index {kind!r}: no such kind; there are auto, {', '.join(KINDS)}")
         texts = self.encoder.encode_texts if self.encoder.reads_text else None
-        wanted = kind or os.environ.get("LOOKALIKE_INDEX", "")
-        return segment.make(self.store, wanted, memory(), texts, progress)
+        return segment.make(self.store, kind or forced(), memory(), texts, progress)
 
     def behind(self) -> bool:
         """Whether the index should be made anew: none for a large catalog, or much has changed since it was."""
@@ -305,8 +312,10 @@ class Catalog:
 
         if not self.store.exists:
             return False
-        if segment.latest(self.store.cache) is None and not os.environ.get("LOOKALIKE_INDEX"):
-            return int(self.store.dataset().count_rows()) >= segment.SAVED_FROM
+        if segment.latest(self.store.cache) is None:
+            now = self._snapshot
+            many = len(now.photos) if now is not None else self.store.dataset().count_rows()
+            return bool(forced()) or many >= segment.SAVED_FROM
         return self.snapshot().base.directory is None or self.snapshot().outgrown
 
     # Reporting
@@ -423,6 +432,16 @@ class Catalog:
             raise CatalogError(f"{self.store.directory}: no catalog there; make one: lookalike index SOURCE")
 
 
+def forced() -> str:
+    """The kind of index that ``LOOKALIKE_INDEX`` asks for, "" where it does not. Raises UsageError where it is none."""
+    from lookalike.indexes.base import KINDS
+
+    said = os.environ.get("LOOKALIKE_INDEX", "").strip().lower()
+    if said not in ("", "auto", *KINDS):
+        raise UsageError(f"LOOKALIKE_INDEX is {said!r}; it takes auto, {', '.join(KINDS)}")
+    return said
+
+
 def memory() -> int:
     """Bytes that searching may use: ``LOOKALIKE_MEMORY`` (``4GB``, ``512 MB``, bytes), else half of what the machine has.
 
@@ -431,15 +450,18 @@ def memory() -> int:
     """
     said = os.environ.get("LOOKALIKE_MEMORY", "").strip()
     if said:
-        found = re.fullmatch(r"([\d.]+)\s*([kmgt]?)i?b?", said.casefold())
-        try:
-            return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")) if found else int(said)
-        except ValueError:
-            raise UsageError(f"LOOKALIKE_MEMORY is {said!r}; write a size, such as 4GB") from None
+        found = re.fullmatch(r"(\d+\.?\d*)\s*([kmgt]?)i?b?", said.casefold())
+        size = int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")) if found else 0
+        if size <= 0:
+            raise UsageError(f"LOOKALIKE_MEMORY is {said!r}; write a size, such as 4GB")
+        return size
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows does not tell
-        return 4 * 1000**3
+        size = 8 * 1000**3
+    with contextlib.suppress(OSError, ValueError):  # what a container may have
+        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return size // 2
 
 
 def _several(value: str | Sequence[str]) -> Sequence[str]:

@@ -1106,7 +1106,7 @@ def bench_index(
     from lookalike.evaluation import bench_index as bench
 
     opened = _open(catalog)
-    snapshot = opened.snapshot()
+    snapshot = opened.whole()
     try:
         wanted = [int(size) for size in _listed([sizes])] or [len(snapshot.vectors)]
         if min(wanted) < 1:

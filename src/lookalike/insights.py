@@ -219,12 +219,14 @@ def duplicates(
                 best_row.setdefault(other, int(rows[start + b]))
         if progress:
             progress(min(start + BLOCK, len(rows)), len(rows))
+    order = snapshot.rank_of
+    rank = (lambda n: n) if order is None else order.__getitem__
     groups: dict[int, list[int]] = {}
     for n in list(parent):
         groups.setdefault(root(n), []).append(n)
     out = [
-        Group(tuple(Found(n, best_row[n], weakest[r]) for n in sorted(members)), min(1.0, weakest[r]))
+        Group(tuple(Found(n, best_row[n], weakest[r]) for n in sorted(members, key=rank)), min(1.0, weakest[r]))
         for r, members in groups.items()
         if len(members) > 1
     ]
-    return sorted(out, key=lambda g: (-len(g.products), -g.score, g.products[0].product))
+    return sorted(out, key=lambda g: (-len(g.products), -g.score, rank(g.products[0].product)))

@@ -1,7 +1,7 @@
 """The rows of one catalog version as arrays, in order of product and position: in memory, or as derived files, memory-mapped.
 
     DIR/generation.json       Lance's version and fragments, encoder, sizes of the files below
-    DIR/<column>.arrow        one column each (Arrow IPC): of photos, or of products
+    DIR/column-000.arrow …    one column each (Arrow IPC): of photos, or of products
     DIR/{first,address,key,key_row,vectors}.npy, DIR/words/
 
 Everything here is derived from the catalog's rows and can be made again at any time.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import secrets
 import shutil
 import time
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -31,12 +33,12 @@ from lookalike.errors import CatalogError, CatalogLocked, UsageError
 from lookalike.indexes import base as indexes
 from lookalike.indexes.ivf import NAME, Ivf, Stored, build_ivf
 from lookalike.indexes.lexical import Coded, Lexical
-from lookalike.store import COLOURS, PREFIX, Store
+from lookalike.store import COLOURS, PREFIX, Manifest, Store
 
 OF_PHOTOS = ("lk_photo", "lk_path", "lk_digest", "lk_colours")
 """Columns with a value for each photo; of the others that of a product's first photo is its own."""
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the derived files; those of another are made anew."""
 
 BLOCK = 65_536
@@ -104,6 +106,7 @@ class Segment:
         encoder: id of the encoder that made the vectors; "" where there are none.
         directory: where the files are, or None for what is in memory alone.
         index: over the vectors; None where they are scanned.
+        columns: names of all columns, in the order of their files.
         made: what ``generation.json`` says of the index.
     """
 
@@ -119,6 +122,7 @@ class Segment:
     encoder: str
     directory: Path | None = None
     index: Any = None
+    columns: Sequence[str] = ()
     made: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -196,6 +200,8 @@ class Segment:
         """Of the vectors (dim, dim), from a sample of ``SAMPLE`` photos evenly spread over them."""
         if self.directory is not None and (self.directory / "covariance.npy").is_file():
             return np.asarray(np.load(self.directory / "covariance.npy"), np.float32)
+        if not len(self):
+            return np.zeros((self.vectors.shape[1],) * 2, np.float32)
         sample = self.vectors[np.arange(0, len(self), max(1, len(self) // SAMPLE))]
         centred = sample - sample.mean(0)
         return np.asarray(centred.T @ centred / max(1, len(sample)), np.float32)
@@ -232,8 +238,9 @@ def read(
     first = np.append(starts, len(ids)).astype(np.int64)
     address = np.asarray(keys["_rowaddr"].to_numpy(), np.uint64)[order.to_numpy()]
     heads = order.take(pa.array(starts))
+    columns = ["lk_id"]  # in the order of their files
     photos: dict[str, Any] = {}
-    products: dict[str, Any] = {"lk_id": _kept(ids.take(pa.array(starts)), "lk_id", directory)}
+    products: dict[str, Any] = {"lk_id": _kept(ids.take(pa.array(starts)), 0, directory)}
     del ids, keys  # of many millions of photos each column is large
     for name in dataset.schema.names:
         told = unquote(name)
@@ -241,7 +248,8 @@ def read(
             column = _whole(some(name)[name].take(order if name in OF_PHOTOS else heads))
             if told in kinds and not name.startswith(PREFIX):
                 column = column.dictionary_encode()
-            (photos if name in OF_PHOTOS else products)[told] = _kept(column, told, directory)
+            columns.append(told)
+            (photos if name in OF_PHOTOS else products)[told] = _kept(column, len(photos) + len(products), directory)
     key = _numbers(photos["lk_photo"])
     row = np.argsort(key, kind="stable")
     matrix = _vectors(dataset, rows, order.to_numpy(), directory, progress) if vectors else None
@@ -250,6 +258,7 @@ def read(
         pa.table(photos), pa.table(products), first, address, key[row], row.astype(np.int64), matrix, fragments,
         dataset.version, encoder,
     )  # fmt: skip
+    segment.columns = columns
     if directory is not None:
         for name in ("first", "address", "key", "key_row"):
             np.save(directory / f"{name}.npy", getattr(segment, name))
@@ -283,8 +292,7 @@ def seal(segment: Segment, more: dict[str, Any]) -> None:
         "layout": LAYOUT,
         "version": segment.version,
         "encoder": segment.encoder,
-        "photos": list(segment.photos.column_names),
-        "products": list(segment.products.column_names),
+        "columns": segment.columns,
         "fragments": segment.fragments,
         "files": files,
         **more,
@@ -302,13 +310,15 @@ def load(directory: Path, store: Store) -> Segment:
         UsageError: what the index needs is not installed.
     """
     content = json.loads((directory / "generation.json").read_text("utf-8"))
-    if content.get("layout") != LAYOUT:
+    if not isinstance(content, dict) or content.get("layout") != LAYOUT:
         raise ValueError(f"{directory}: derived files of another layout")
     for name, size in content["files"].items():
         if (directory / name).stat().st_size != size:
             raise ValueError(f"{directory / name}: not whole")
-    tables = ({n: _mapped(directory, n) for n in content[part]} for part in ("photos", "products"))
-    photos, products = (pa.table(columns) for columns in tables)
+    tables: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for number, name in enumerate(content["columns"]):
+        tables[0 if name in OF_PHOTOS else 1][name] = _mapped(directory, number)
+    photos, products = map(pa.table, tables)
     arrays: dict[str, Any] = {n: _array(directory, n) for n in ("first", "address", "key", "key_row")}
     kind = content["index"]["kind"]
     stored = kind == "ivf"
@@ -324,13 +334,17 @@ def load(directory: Path, store: Store) -> Segment:
     return segment
 
 
+_GENERATION = re.compile(r"\d+-[0-9a-f]{8}")
+"""Names of folders that are ours."""
+
+
 def latest(cache: Path) -> Path | None:
     """The folder of the newest generation of derived files in ``cache``, if there is one."""
     try:
-        name: str = json.loads((cache / "current.json").read_text("utf-8"))["generation"]
+        name = json.loads((cache / "current.json").read_text("utf-8"))["generation"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return cache / name
+    return cache / name if isinstance(name, str) and _GENERATION.fullmatch(name) else None
 
 
 def make(
@@ -355,80 +369,116 @@ def make(
         CatalogError: the catalog cannot be read, or the files cannot be written.
         UsageError: what the kind of index needs is not installed.
     """
-    tell = progress or (lambda stage, done, total: None)
-    cache, started = store.cache, time.monotonic()
+    if kind == "ivf":
+        manifest = store.manifest()
+        if manifest and manifest.dim % 8:
+            raise UsageError(
+                f"index ivf: Lance's codes want a multiple of 8 dimensions, this encoder's vectors have {manifest.dim}; "
+                "choose auto, int8 or lsh"
+            )
+    cache = store.cache
     with store.deriving():
         cache.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(cache / "reindex.lock", timeout=0):
-                return _made(store, cache, kind, memory, texts, tell, started)
+                told = _made(store, cache, kind, memory, texts, progress or (lambda stage, done, total: None))
+                _sweep(store, cache)
+                return told
         except Timeout:
             raise CatalogLocked(f"{cache}: another process makes the index anew; wait for that to end") from None
 
 
-def _made(
-    store: Store, cache: Path, kind: str, memory: int, texts: Any, tell: Stages, started: float
-) -> dict[str, Any]:  # fmt: skip
-    manifest, version = store.manifest(), store.version()
+def _made(store: Store, cache: Path, kind: str, memory: int, texts: Any, tell: Stages) -> dict[str, Any]:
+    """A generation, complete and in use; or nothing."""
+    started, version = time.monotonic(), store.version()
+    manifest = store.manifest()  # after the version: it names the columns of that one at least
     assert manifest is not None
     dataset = store.dataset(version)
     place = latest(cache)
     old: Segment | None = None
     if place is not None:
-        with contextlib.suppress(OSError, ValueError, CatalogError, UsageError):  # then all is computed
-            old = load(place, store)
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, CatalogError, UsageError):
+            old = load(place, store)  # else all is computed
     asked = kind or (old.made["asked"] if old else "auto")
-    n = dataset.count_rows()
     chosen, why = asked, "asked for"
     if asked == "auto":
-        chosen, why = indexes.choose(n, manifest.dim, memory, not store.remote, texts is not None)
-        if manifest.photo_dim and chosen != "exact":  # half of each query is zeros, which codes are not tuned to
-            chosen, why = "int8", f"words lie beside photos; {why}"
+        n = dataset.count_rows()
+        chosen, why = indexes.choose(
+            n, manifest.dim, memory, not store.remote, texts is not None, bool(manifest.photo_dim)
+        )
     folder = cache / f"{version}-{secrets.token_hex(4)}"
     folder.mkdir()
-    report = lambda done, total: tell("index", done, total)  # noqa: E731
     try:
-        kept: indexes.Index | None = None
-        if chosen == "ivf":  # Lance's own, a commit; then the base is of that version
-            kept, dataset = _in_lance(store, old, report)
-            store.hold(dataset.version, folder.name)
-        kinds = [name for name, what in manifest.kinds.items() if what == "text"]
-        segment = read(
-            dataset, kinds, manifest.encoder_id, directory=folder, vectors=chosen != "ivf",
-            progress=lambda done, total: tell("reading", done, total),
-        )  # fmt: skip
-        if kept is not None:
-            segment.vectors = Stored(dataset, segment.address)
-            index: indexes.Index = Ivf(segment.vectors, kept.settings)
-        elif old is not None and old.index is not None and old.index.kind == chosen and old.encoder == segment.encoder:
-            index = old.index.carried(segment.vectors, _carried(old, segment), report)
-        else:
-            index = indexes.build(chosen, segment.vectors, None, report)
-        queries = None
-        if texts is not None:
-            said = sayings(segment)
-            queries = texts(said) if said else None
-        tell("recall", 0, 1)
-        index = indexes.tuned(index, segment.vectors, queries)
-        index.save(folder)
-        np.save(folder / "covariance.npy", segment.covariance)
-        tell("recall", 1, 1)
-        seconds = round(time.monotonic() - started, 1)
-        told = {"kind": chosen, "why": why, "asked": asked, "settings": index.settings, "seconds": seconds}
-        seal(segment, {"index": told})
+        _fill(store, manifest, dataset, folder, old, chosen, texts, tell, {"why": why, "asked": asked}, started)
         part = cache / "current.json.part"
         part.write_text(json.dumps({"generation": folder.name}), "utf-8")
         part.replace(cache / "current.json")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        if chosen == "ivf":
+        with contextlib.suppress(CatalogError):
             store.release(folder.name)
         raise
-    for left in cache.iterdir():  # the one before stays: somebody may be about to open it
-        if left.is_dir() and left not in (folder, place):
+    if chosen != "ivf":
+        with contextlib.suppress(CatalogError):
+            store.release(folder.name)
+    return dict(load(folder, store).made)
+
+
+def _fill(
+    store: Store, manifest: Manifest, dataset: Any, folder: Path, old: Segment | None, kind: str, texts: Any, tell: Stages,
+    more: dict[str, Any], started: float,
+) -> None:  # fmt: skip
+    """All files of a generation; the version that they are of is held meanwhile, and stays so where Lance searches it."""
+    report = lambda done, total: tell("index", done, total)  # noqa: E731
+    kept: indexes.Index | None = None
+    if kind == "ivf":  # Lance's own, a commit; then the base is of that version
+        kept, dataset = _in_lance(store, old, report)
+    with contextlib.suppress(CatalogError):  # who may not write there reads as long as there is what is read
+        store.hold(dataset.version, folder.name)
+    segment = read(
+        dataset, [name for name, what in manifest.kinds.items() if what == "text"], manifest.encoder_id,
+        directory=folder, vectors=kind != "ivf", progress=lambda done, total: tell("reading", done, total),
+    )  # fmt: skip
+    index: indexes.Index
+    if kept is not None:
+        segment.vectors = Stored(dataset, segment.address)
+        index = Ivf(segment.vectors, kept.settings)
+    elif old is not None and old.index is not None and old.index.kind == kind and old.encoder == segment.encoder:
+        index = old.index.carried(segment.vectors, _carried(old, segment), report)
+    else:
+        index = indexes.build(kind, segment.vectors, None, report)
+    said = sayings(segment) if texts is not None else []
+    tell("recall", 0, 1)
+    index = indexes.tuned(index, segment.vectors, texts(said) if said else None)
+    tell("recall", 1, 1)
+    index.save(folder)
+    np.save(folder / "covariance.npy", segment.covariance)
+    seconds = round(time.monotonic() - started, 1)
+    seal(segment, {"index": {"kind": kind, **more, "settings": index.settings, "seconds": seconds}})
+
+
+def _sweep(store: Store, cache: Path) -> None:
+    """Remove what no longer is in use: but for the generation before, which somebody may be about to open."""
+    ours = sorted((p for p in cache.iterdir() if _GENERATION.fullmatch(p.name)), key=lambda p: p.stat().st_mtime)
+    now = latest(cache)
+    stays = {now, *[p for p in ours if p != now and (p / "generation.json").is_file()][-1:]}
+    for left in ours:
+        if left not in stays:
             shutil.rmtree(left, ignore_errors=True)
-            store.release(left.name)
-    return told
+    here = {p.name for p in stays if p is not None}
+    with contextlib.suppress(CatalogError):
+        if not store.remote:  # there, other machines hold versions of their own
+            for tag in store.held():
+                if _GENERATION.fullmatch(tag) and tag not in here:
+                    store.release(tag)
+        if not any(_GENERATION.fullmatch(tag) for tag in store.held()):
+            with store.writing("reindex"):
+                store.change(_drop)
+
+
+def _drop(dataset: Any) -> None:
+    if any(one.name == NAME for one in dataset.describe_indices()):
+        dataset.drop_index(NAME)
 
 
 def sayings(segment: Segment, count: int = ASKED, seed: int = 0) -> list[str]:
@@ -503,22 +553,22 @@ def _array(directory: Path, name: str) -> NDArray[Any]:
     return mapped
 
 
-def _file(directory: Path, name: str) -> Path:
-    return directory / f"{quote(name, safe='')}.arrow"
+def _file(directory: Path, number: int) -> Path:
+    return directory / f"column-{number:03}.arrow"  # a column's name need not be one for a file
 
 
-def _kept(column: Any, name: str, directory: Path | None) -> Any:
+def _kept(column: Any, number: int, directory: Path | None) -> Any:
     """The column; written to a file and mapped from there where there is a directory."""
     if directory is None:
         return column
     table = pa.table({"values": column})
-    with pa.OSFile(str(_file(directory, name)), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with pa.OSFile(str(_file(directory, number)), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    return _mapped(directory, name)
+    return _mapped(directory, number)
 
 
-def _mapped(directory: Path, name: str) -> Any:
-    return _whole(pa.ipc.open_file(pa.memory_map(str(_file(directory, name)))).read_all()["values"])
+def _mapped(directory: Path, number: int) -> Any:
+    return _whole(pa.ipc.open_file(pa.memory_map(str(_file(directory, number)))).read_all()["values"])
 
 
 def _vectors(
@@ -532,7 +582,11 @@ def _vectors(
     if directory is None:
         out = np.empty((len(order), dim), np.float32)
     else:
-        out = np.lib.format.open_memmap(directory / "vectors.npy", "w+", np.float32, (len(order), dim))
+        file = directory / "vectors.npy"
+        out = np.lib.format.open_memmap(file, "w+", np.float32, (len(order), dim))
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and not the death of the process later
+            with file.open("r+b") as made:
+                os.posix_fallocate(made.fileno(), 0, file.stat().st_size)
     done = 0
     whole = dataset.scanner(columns=["lk_vector"], batch_size=BLOCK) if rows is None else rows.select(["lk_vector"])
     for batch in whole.to_batches():

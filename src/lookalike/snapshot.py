@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,6 +42,12 @@ MASKS = 16
 
 DELTA_FROM = 20_000
 """Photos from which on a newer version is read as what changed; fewer are read anew in no time."""
+
+STEPS = (50, 500, 5000, 20_000)
+"""How far an index is looked into, one after the other, until there are as many products as are asked for."""
+
+SCANNED = 0.25
+"""Share of the photos from which on all of them are scored rather than looked for."""
 
 LEAST_REACH = 1000
 """Candidates of each measure at least, where several are mixed: the best of the mixture need be the best of none."""
@@ -84,13 +89,6 @@ class Vectors:
                 out[here] = part[rows[here] - begin][:, : self.shape[1]]
         return out
 
-    def __matmul__(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self[:] @ query)
-
-    def copy(self) -> NDArray[np.float32]:
-        """All of them as one array."""
-        return self[:]
-
 
 class Snapshot:
     """Products, their photos' rows beside them, and the vectors.
@@ -115,7 +113,7 @@ class Snapshot:
         self.stamp = store.stamp()
         self.version = self.stamp[0]
         self.manifest: Manifest | None = store.manifest()
-        self.generation: Path | None = None
+        self.generation = segments.latest(store.cache)
         self.base, self.delta, dead = self._segments(store, before, whole)
         self._parts = [self.base, self.delta] if self.delta is not None else [self.base]
         self._begin = len(self.base.first) - 1, len(self.base)  # of the delta's products, and of its photos
@@ -162,14 +160,13 @@ class Snapshot:
     def _base(self, store: Store, before: Snapshot | None, manifest: Manifest) -> Segment | None:
         """The base to stand on: the newest one in files, else that of the snapshot before; None to make one."""
         last = before.base if before is not None and before.stamp[1:] == self.stamp[1:] else None
-        self.generation = segments.latest(store.cache)
         if self.generation is not None:
             if before is not None and before.base.directory == self.generation:
                 last = before.base
             else:
                 try:
                     last = segments.load(self.generation, store)
-                except (OSError, ValueError, KeyError, LookalikeError) as error:
+                except (OSError, ValueError, KeyError, TypeError, LookalikeError) as error:
                     log.warning("%s: the index is not used (%s); make it anew: lookalike reindex", store.cache, error)
         if last is None or last.encoder != manifest.encoder_id:
             return None
@@ -314,7 +311,7 @@ class Snapshot:
         """Word matching over titles, ids and text attributes; built on first use."""
         if self.delta is None:
             return self.base.lexical
-        return Lexical.joined([self.base.lexical, self.delta.words(self.base.lexical.mean)])
+        return Lexical.joined([self.base.lexical, self.delta.words(self.base.lexical.mean)], self.live)
 
     # Filters and facets
 
@@ -382,10 +379,16 @@ class Snapshot:
             }
         if pa.types.is_boolean(column.type):
             column = pc.if_else(column, "true", "false").dictionary_encode()
-        if not 1 < len(column.dictionary) <= FACET_VALUES:
-            return None
         codes = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
-        counts = np.bincount((codes if mask is None else codes[mask]) + 1, minlength=len(column.dictionary) + 1)[1:]
+        among = len(column.dictionary) + 1
+        there = np.bincount((codes if self.live is None else codes[self.live]) + 1, minlength=among)[1:]
+        if not 1 < np.count_nonzero(there) <= FACET_VALUES:
+            return None
+        counts = (
+            there
+            if mask is self.live
+            else np.bincount((codes if mask is None else codes[mask]) + 1, minlength=among)[1:]
+        )
         pairs = sorted(zip(column.dictionary.to_pylist(), counts.tolist(), strict=True), key=lambda p: (-p[1], p[0]))
         values = [{"value": v, "count": c} for v, c in pairs if c]
         return {"column": name, "kind": "values", "values": values} if values else None
@@ -525,7 +528,13 @@ class Snapshot:
             return np.append(np.flatnonzero(inside), late)
         rerank = index.settings["rerank"]
         wanted = max(n, least, rerank["least"], int(np.ceil(rerank["per_hit"] * n)))
-        return np.append(np.sort(index.candidates(query, wanted, inside)), late)
+        passing = cut if inside is None else int(np.count_nonzero(inside))
+        if wanted > SCANNED * passing:
+            wanted = passing
+        found = index.candidates(query, wanted, inside) if wanted < passing else np.empty(0, np.intp)
+        if len(found) < min(n, passing):  # a scan is as fast then; and a graph may have corners that nothing leads to
+            found = np.arange(cut) if inside is None else np.flatnonzero(inside)
+        return np.append(np.sort(found), late)
 
 
 class Ranking(Protocol):
@@ -582,11 +591,9 @@ class Reach:
 
     def top(self, k: int) -> list[Found]:
         """The ``k`` best, equal ones in order of id."""
-        reach = k
-        while self._reached < self.there and (self._reached < reach or len(self._order) < k):
-            if self._reached >= reach:  # several photos of the same products
-                reach = 4 * self._reached
-            self._reached = min(reach, self.there)
+        while self._reached < self.there and len(self._order) < k:
+            following = next((step for step in STEPS if step > self._reached), 4 * self._reached)
+            self._reached = min(following, self.there)
             self._bring(self._reached)
         parts = (self._order, self._rows, self._scores, self._values)
         return [Found(*one) for one in zip(*(p[:k].tolist() for p in parts), strict=True)]
@@ -599,7 +606,10 @@ class Reach:
             seen = self.colour if self.allowed is None else np.where(self.allowed, self.colour, -np.inf)
             rows.append(exact.top(seen, max(least, reach)))
         if self.words is not None:
-            said = exact.top(np.where(self.words > 0, self.words, -np.inf), max(least, reach))
+            passing = self.words > 0
+            if self.allowed is not None:
+                passing &= np.logical_or.reduceat(self.allowed, snapshot.first)
+            said = exact.top(np.where(passing, self.words, -np.inf).astype(np.float32), max(least, reach))
             own = np.concatenate(
                 [np.arange(r.start, r.stop) for r in map(snapshot.rows, said.tolist())] or [rows[0][:0]]
             )
@@ -620,7 +630,13 @@ class Reach:
             order = (1 - self.share) * order + self.share * self.words[product]
         rank = snapshot.rank_of
         by = exact.top(order, len(order), None if rank is None else rank[product])
-        self._order, self._rows, self._scores, self._values = product[by], row[best[by]], scores[best[by]], order[by]
+        # What was given stays as it was given, or pages and folds would show products twice; then what is new, as far as it
+        # was looked for.
+        by = by[~np.isin(product[by], self._order)][: reach if reach < self.there else None]
+        fresh = product[by], row[best[by]], scores[best[by]], order[by]
+        given = self._order, self._rows, self._scores, self._values
+        whole: list[NDArray[Any]] = [np.concatenate([a, b]) for a, b in zip(given, fresh, strict=True)]
+        self._order, self._rows, self._scores, self._values = whole
 
 
 def _changed(base: Segment, dataset: Any) -> tuple[NDArray[np.bool_], list[Any]]:
@@ -655,11 +671,9 @@ def _delta(
             dead[at] = True
     moved = np.repeat(dead, np.diff(base.first)) & ~gone
     if moved.any():
-        keys = base.photos["lk_photo"].take(pa.array(np.flatnonzero(moved))).to_pylist()
-        known = [f for f in dataset.get_fragments() if segments.name_of(f) in base.fragments]
-        among = "lk_photo in (" + ",".join(map(_quoted, keys)) + ")"
-        left = dataset.scanner(columns=columns, fragments=known, filter=among, with_row_address=True).to_table()
-        rows = pa.concat_tables([rows, left.select(rows.column_names)])
+        address = pa.array(base.address[moved])
+        left = dataset._take_rows(address, columns=columns)  # the one way to read rows by address, as ivf.Stored does
+        rows = pa.concat_tables([rows, left.append_column("_rowaddr", address).select(rows.column_names)])
     return segments.read(dataset, kinds, base.encoder, rows=rows), dead
 
 
@@ -667,15 +681,22 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _as(chunk: Any, kind: Any) -> Any:
+    if chunk.type == kind or not pa.types.is_dictionary(kind):
+        return chunk.cast(kind)
+    return chunk.dictionary_decode().cast(kind.value_type).dictionary_encode()
+
+
 def _joined(tables: Sequence[pa.Table], name: str) -> Column:
-    return Column(pa.chunked_array([chunk for t in tables for chunk in t[name].iterchunks()], tables[0][name].type))
+    kind = tables[0][name].type  # large strings where there is much text; the delta has little
+    return Column(pa.chunked_array([chunk.cast(kind) for t in tables for chunk in t[name].iterchunks()], kind))
 
 
 def _column(tables: Sequence[pa.Table], name: str) -> pa.ChunkedArray:
     """A column of several tables as one array; nulls where a table lacks it."""
     kind = next(t[name].type for t in tables if name in t.column_names)
     parts = [t[name] if name in t.column_names else pa.chunked_array([pa.nulls(len(t), kind)]) for t in tables]
-    whole = pa.chunked_array([c for p in parts for c in p.iterchunks()], kind)
+    whole = pa.chunked_array([_as(c, kind) for p in parts for c in p.iterchunks()], kind)
     if whole.num_chunks > 1:
         whole = pa.chunked_array([whole.unify_dictionaries().combine_chunks()])
     return whole

@@ -22,12 +22,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -472,8 +473,21 @@ class Store:
             before = self._files()
             dataset.optimize.compact_files(target_rows_per_fragment=target)
             self._make_durable(before)
-            dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, error_if_tagged_old_versions=False)
+            self._clean(dataset)
         return True
+
+    def _clean(self, dataset: Any) -> None:
+        """Drop the versions that have not been the latest for ``KEEP_VERSIONS``.
+
+        Lance goes by when a version was committed: one that stood for a day would go at the next commit, under its readers.
+        """
+        dataset.checkout_latest()
+        now = datetime.now(timezone.utc)
+        ages = [now - _aware(v["timestamp"]) for v in dataset.versions()]
+        old = [age for age in ages if age >= KEEP_VERSIONS]
+        if len(old) > 1:  # the youngest of them was the latest until lately
+            margin = timedelta(seconds=0.5)
+            dataset.cleanup_old_versions(older_than=min(old) + margin, error_if_tagged_old_versions=False)
 
     def hold(self, version: int, name: str = HELD) -> None:
         """Keep a version readable until ``release``, however old it grows. One of each name."""
@@ -491,6 +505,14 @@ class Store:
             with self._errors():
                 if name in dataset.tags.list():
                     dataset.tags.delete(name)
+
+    def held(self) -> list[str]:
+        """Names of the versions that are held."""
+        if not self.exists:
+            return []
+        dataset = self.dataset()
+        with self._errors(reading=True):
+            return list(dataset.tags.list())
 
     def change(self, work: Callable[[Any], T]) -> T:
         """Have ``work`` change the rows' dataset in ways that leave the rows as they are, durably; within ``writing``."""
@@ -532,6 +554,10 @@ class Store:
                 raise CatalogError(f"{self.directory}: cannot be written ({message}); check its permissions") from error
             if self.remote and (why := objects.explained(message)):
                 raise CatalogError(f"{self.directory}: {why}") from error
+            if reading and _GONE.search(message):
+                raise CatalogError(
+                    f"{self.directory}: the version that was being read has been cleaned up meanwhile; try again"
+                ) from error
             short = message.split(", /")[0].split("\n")[0][:300]
             mend = _MEND if reading else "nothing of this batch was kept, what was there before is untouched"
             raise CatalogError(f"{self.directory}: {short}; {mend}") from error
@@ -544,6 +570,9 @@ _MANIFEST, _QUARANTINE = "catalog.json", "quarantine.json"
 
 _NOT_OURS = "{}: not a catalog (no catalog.json, but other files); give an empty or new directory"
 
+_GONE = re.compile(r"_versions/.*not found|not found.*_versions/|version .* (not found|does not exist)", re.IGNORECASE)
+"""What Lance says of a version that was cleaned up."""
+
 _MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
 
 
@@ -555,6 +584,10 @@ def _due(sizes: Iterable[int]) -> int | None:
     """Rows that a fragment should have where there are many smaller ones of like size; None where none are too many."""
     many = Counter(next((target for target in _targets() if size < target), None) for size in sizes)
     return max((target for target, n in many.items() if target and n >= COMPACT_AT), default=None)
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.astimezone(timezone.utc)  # Lance gives local time without a zone
 
 
 def _among(keys: Iterable[str]) -> str:

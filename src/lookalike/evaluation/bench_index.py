@@ -70,13 +70,15 @@ def evaluate(
         progress: told what is being measured.
 
     Raises:
-        UsageError: no such kind.
+        UsageError: no such kind, or a size below what can be measured.
         InputError: fewer photos than a search wants, or ``out`` holds measurements of other vectors.
     """
     unknown = [kind for kind in kinds if kind not in (*base.KINDS, *_VARIANTS)]
     if unknown:
         raise UsageError(f"index {unknown[0]!r}: no such kind; there are {', '.join([*base.KINDS, *_VARIANTS])}")
     vectors = snapshot.vectors
+    if min(sizes) < 10 * K:
+        raise UsageError(f"{min(sizes)} vectors; an index is measured on {10 * K} and more")
     if len(vectors) < 10 * K:
         raise InputError(f"{len(vectors)} photos; an index is measured on {10 * K} and more")
     texts = text_queries(snapshot, encoder)
@@ -87,7 +89,7 @@ def evaluate(
         if all(cells.get(kind, size) for kind in kinds):
             continue
         progress(f"{size:,} vectors")
-        file = grown(vectors, size, out / f"vectors-{size}.npy", progress)
+        file = grown(vectors, size, out / f"vectors-{cells.about['vectors']}-{size}.npy", progress)
         for kind in kinds:
             if not cells.get(kind, size):
                 progress(f"{kind} over {size:,} vectors")

@@ -145,18 +145,23 @@ class Lexical:
         self, texts: Iterable[str | Sequence[str]], coded: Sequence[Coded] = (), mean: float | None = None
     ):  # fmt: skip
         self.parts = [_Part.of(texts, coded, mean)]
+        self.live: NDArray[np.bool_] | None = None
 
     @classmethod
-    def joined(cls, several: Sequence[Lexical]) -> Lexical:
-        """One over all their texts, one after the other."""
+    def joined(cls, several: Sequence[Lexical], live: NDArray[np.bool_] | None = None) -> Lexical:
+        """One over all their texts, one after the other, of which only the ``live`` ones (texts,) count."""
         new = cls.__new__(cls)
-        new.parts = [part for one in several for part in one.parts]
+        new.parts, new.live = [part for one in several for part in one.parts], live
         return new
 
     @property
     def size(self) -> int:
-        """Number of texts."""
+        """Number of texts, those that do not count among them."""
         return sum(p.size for p in self.parts)
+
+    @cached_property
+    def _count(self) -> int:
+        return self.size if self.live is None else int(np.count_nonzero(self.live))
 
     @property
     def mean(self) -> float:
@@ -182,6 +187,7 @@ class Lexical:
         size, mean = np.load(directory / "sizes.npy").tolist()
         new = cls.__new__(cls)
         vocabulary = words.chunk(0) if words.num_chunks else pa.array([], pa.string())
+        new.live = None
         new.parts = [_Part(vocabulary, starts, rows, gain, int(size), mean)]
         return new
 
@@ -209,34 +215,41 @@ class Lexical:
 
         Both words' letters are left out one at a time (as in SymSpell, W. Garbe 2012), so that no list is scanned.
         """
-        if len(word) < 4 or not word.isalpha() or self._postings(word):
+        if len(word) < 4 or not word.isalpha() or self._frequency(word):
             return None
         near = {w for short in _shortened(word) for w in self._near.get(short, ())}
         near = {w for w in near if _slips(word, w) == 1}
-        return max(near, key=lambda w: (self._frequency(w), w), default=None)
+        return max((w for w in near if self._frequency(w)), key=lambda w: (self._frequency(w), w), default=None)
 
     def _frequency(self, word: str) -> int:
-        return sum(part.stop - part.start for _, _, part in self._postings(word))
+        if self.live is None:
+            return sum(where.stop - where.start for _, _, where in self._postings(word))
+        found = (self.live[part.rows[where] + begin] for begin, part, where in self._postings(word))
+        return sum(int(np.count_nonzero(some)) for some in found)
 
     def names(self, text: str, mask: NDArray[np.bool_] | None = None) -> bool:
         """Whether one text (that passes ``mask``) has two thirds of the words asked for, those of every other text aside."""
         found = np.zeros(self.size, np.int32)
         asked = 0
         for w in set(words_of(text)):
-            if self._frequency(w) <= self.size / 2:
+            if self._frequency(w) <= self._count / 2:
                 asked += 1
                 for begin, part, where in self._postings(w):
                     found[part.rows[where] + begin] += 1
+        mask = self.live if mask is None else mask
         best = found.max(initial=0) if mask is None else found[mask].max(initial=0)
         return bool(asked and 3 * int(best) >= 2 * asked)
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """BM25 of every text, (texts,), divided by the largest: 0 … 1."""
-        size = self.size
-        out = np.zeros(size, np.float32)
+        out = np.zeros(self.size, np.float32)
         for w in set(words_of(text)):
             found = self._frequency(w)
             for begin, part, where in self._postings(w):
-                out[part.rows[where] + begin] += np.log(1 + (size - found + 0.5) / (found + 0.5)) * part.gain[where]
+                out[part.rows[where] + begin] += (
+                    np.log(1 + (self._count - found + 0.5) / (found + 0.5)) * part.gain[where]
+                )
+        if self.live is not None:
+            out[~self.live] = 0
         best = out.max(initial=0.0)
         return out / best if best > 0 else out
