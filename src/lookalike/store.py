@@ -39,6 +39,10 @@ from lookalike import objects
 from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch
 from lookalike.types import Quarantined
 
+# On two cores or fewer Lance gives its arithmetic one thread, on which making an index of ten million vectors stood still for
+# good; with more of them it does not. Read when Lance is first used.
+os.environ.setdefault("LANCE_CPU_THREADS", str(max(4, os.cpu_count() or 1)))
+
 T = TypeVar("T")
 
 FORMAT = 1
