@@ -352,10 +352,14 @@ class Catalog:
 
     def _index(self, snapshot: Snapshot) -> dict[str, Any]:
         """What ``status`` says of the index: its kind, how it was chosen, what it finds, and what it does not hold yet."""
+        from lookalike.segment import SAVED_FROM
+
         base = snapshot.base
+        small = len(base) < SAVED_FROM
+        why = "a catalog of this size is scanned whole" if small else "no index yet; make one: lookalike reindex"
         told = {
             "kind": base.index.kind if base.index is not None else "exact",
-            "why": base.made.get("why", "a catalog of this size is scanned whole"),
+            "why": base.made.get("why", why),
             "photos": len(base),
             "newer": 0 if snapshot.delta is None else len(snapshot.delta),
             "version": base.version,
