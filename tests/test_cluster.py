@@ -491,3 +491,41 @@ def test_a_machine_that_sees_other_things_is_named(folder: Path, tmp_path: Path)
     with pytest.raises(CatalogError, match="not there; use an address"):
         cluster._check(asked(tmp_path / "elsewhere", plan.work))
     assert catalog.store.dataset().count_rows() == 0  # what was written by nobody's leave is in no version
+
+
+def test_a_machine_with_another_catalog_under_the_same_name_is_refused(folder: Path, tmp_path: Path):
+    here, there = (lookalike.open(tmp_path / d / "c", encoder="fake") for d in ("here", "there"))
+    for catalog in (here, there):
+        catalog.index(folder / "men")
+    with here.store.writing():
+        plan = indexing.Plan(here.store, here.encoder, "fake", open_source(str(folder)), False)
+        (chunk,) = cluster._chunks(plan, 100)
+        told = cluster._Worker(str(there.store.directory), plan.work, plan.known.version, {})({"chunk": chunk})
+        commits = cluster._Commits(plan)
+        commits.add({**told, "host": "worker-7"})
+        with pytest.raises(InputError, match="worker-7 writes to another directory or bucket of the name .*here"):
+            commits.close()
+        plan.close()
+    assert here.store.rows(["lk_photo"]).num_rows == 12
+    assert here.index(folder).added == 24  # by folder, they have other ids
+
+
+def test_fragments_that_are_not_in_the_bucket_are_refused(address: str, table: Path):
+    catalog = lookalike.open(address, encoder="fake")
+    catalog.index(table)
+    rows = catalog.store.rows().slice(0, 1)
+    (written,) = catalog.store.write(rows)
+    with catalog.store.writing():
+        with pytest.raises(InputError, match="worker-7 writes to another"):
+            catalog.store.append({written.replace(".lance", "x.lance"): "worker-7"})
+        catalog.store.append({written: "worker-7"})
+    assert catalog.store.dataset().count_rows() == 14
+
+
+def test_addresses_that_name_no_prefix_or_tell_a_secret_are_refused(endpoint: str):
+    for name in ("s3://b/a#x", "s3://b/a?x=y", "s3://b/a?"):
+        with pytest.raises(CatalogError, match="has no [?] and no #"):
+            lookalike.open(name)
+    with pytest.raises(CatalogError, match="s3://…@bucket: credentials do not belong") as told:
+        lookalike.open("s3://ID:hush@bucket/x")
+    assert "hush" not in str(told.value)

@@ -208,13 +208,13 @@ class _Commits:
 
     def __init__(self, planned: indexing.Plan):
         self.plan = planned
-        self.fragments: list[str] = []
+        self.fragments: dict[str, str] = {}
         self.replacing: list[pa.Table] = []
         self.since = time.monotonic()
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Commit this, and what came before it, if that is due."""
-        self.fragments += json.loads(result["fragments"])
+        self.fragments |= dict.fromkeys(json.loads(result["fragments"]), result["host"])
         self.replacing.append(_table(result["replacing"]))
         if time.monotonic() - self.since > indexing.COMMIT_SECONDS:
             self.close()
@@ -222,7 +222,7 @@ class _Commits:
     def close(self) -> None:
         """Commit what is left."""
         fragments, replacing = self.fragments, self.replacing
-        self.fragments, self.replacing = [], []
+        self.fragments, self.replacing = {}, []
         if fragments:
             self.plan.store.append(fragments)
             self.plan.store.compact()
