@@ -640,3 +640,13 @@ def test_rows_that_cannot_be_read_for_a_moment_are_not_discarded(
         with pytest.raises(CatalogError, match=r"photos\.lance is here but catalog\.json is gone"):
             lookalike.open(catalog.store.directory, encoder="fake").index(table)
     assert lance.dataset(str(catalog.store.photos)).count_rows() == 13
+
+
+def test_quarantine_is_kept_where_a_version_cannot_be_let_go(
+    catalog: lookalike.Catalog, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "img" / "3.jpg").write_bytes(b"no photo")
+    monkeypatch.setattr(type(catalog.store), "release", lambda *a: (_ for _ in ()).throw(CatalogError("no answer")))
+    with pytest.raises(CatalogError, match="no answer"):
+        catalog.index(table)
+    assert len(catalog.quarantine()) == 1

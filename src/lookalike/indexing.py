@@ -639,10 +639,12 @@ class Plan:
 
     def close(self) -> None:
         """However the run ended: keep what could not be used, and complete the report."""
-        self.store.release()
-        self.store.write_quarantine(self.source.key, self.quarantined)
         self.report.problems, self.report.quarantined = self.quarantined, len(self.quarantined)
         self.report.seconds = time.monotonic() - self.start
+        try:
+            self.store.write_quarantine(self.source.key, self.quarantined)
+        finally:
+            self.store.release()
 
     def _prune(self) -> None:
         """Remove what the catalog has from this source and the source no longer has."""
