@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -100,9 +101,11 @@ def test_every_command_works_on_object_storage(address: str, table: Path, tmp_pa
     run("index", str(table), "--catalog", str(local))
     assert exported(address, tmp_path / "a.csv") == exported(local, tmp_path / "b.csv")
     secret = run("keys", "add", "shop", "--scope", "search", *on).split()[0]
-    assert keys.Keys(address).find(secret).name == "shop"  # type: ignore[union-attr]
+    (known := keys.Keys(address)).refresh()
+    assert known.find(secret).name == "shop"  # type: ignore[union-attr]
     run("keys", "remove", "shop", *on)
-    assert not keys.Keys(address).all()
+    known.refresh()
+    assert not known.all()
     assert not Path("s3:").exists() and not list(Path.cwd().glob("s3*"))
 
 
@@ -491,3 +494,94 @@ def test_a_machine_that_sees_other_things_is_named(folder: Path, tmp_path: Path)
     with pytest.raises(CatalogError, match="not there; use an address"):
         cluster._check(asked(tmp_path / "elsewhere", plan.work))
     assert catalog.store.dataset().count_rows() == 0  # what was written by nobody's leave is in no version
+
+
+def test_a_machine_with_another_catalog_under_the_same_name_is_refused(folder: Path, tmp_path: Path):
+    here, there = (lookalike.open(tmp_path / d / "c", encoder="fake") for d in ("here", "there"))
+    for catalog in (here, there):
+        catalog.index(folder / "men")
+    with here.store.writing():
+        plan = indexing.Plan(here.store, here.encoder, "fake", open_source(str(folder)), False)
+        (chunk,) = cluster._chunks(plan, 100)
+        told = cluster._Worker(str(there.store.directory), plan.work, plan.known.version, {})({"chunk": chunk})
+        commits = cluster._Commits(plan)
+        commits.add({**told, "host": "worker-7"})
+        with pytest.raises(InputError, match=r"worker-7 writes to another directory or bucket of the name .*here"):
+            commits.close()
+        plan.close()
+    assert here.store.rows(["lk_photo"]).num_rows == 12
+    assert here.index(folder).added == 24  # by folder, they have other ids
+
+
+def test_fragments_that_are_not_in_the_bucket_are_refused(address: str, table: Path):
+    catalog = lookalike.open(address, encoder="fake")
+    catalog.index(table)
+    rows = catalog.store.rows().slice(0, 1)
+    (written,) = catalog.store.write(rows)
+    with catalog.store.writing():
+        with pytest.raises(InputError, match="worker-7 writes to another"):
+            catalog.store.append({written.replace(".lance", "x.lance"): "worker-7"})
+        catalog.store.append({written: "worker-7"})
+    assert catalog.store.dataset().count_rows() == 14
+
+
+def test_addresses_that_name_no_prefix_or_tell_a_secret_are_refused(endpoint: str):
+    for name in ("s3://b/a#x", "s3://b/a?x=y", "s3://b/a?"):
+        with pytest.raises(CatalogError, match=r"has no [?] and no #"):
+            lookalike.open(name)
+    with pytest.raises(CatalogError, match=r"s3://…@bucket: credentials do not belong") as told:
+        lookalike.open("s3://ID:hush@bucket/x")
+    assert "hush" not in str(told.value)
+
+
+def test_keys_are_looked_at_beside_the_event_loop(address: str, monkeypatch: pytest.MonkeyPatch):
+    secret, known = keys.add(address, "shop", "search"), keys.Keys(address)
+    real = objects.Remote.stamp
+    monkeypatch.setattr(objects.Remote, "stamp", lambda *a: (time.sleep(1), real(*a))[1])
+
+    async def both() -> float:
+        look = asyncio.create_task(known.follow())
+        worst = 0.0
+        while not look.done():
+            since = time.monotonic()
+            await asyncio.sleep(0.01)
+            worst = max(worst, time.monotonic() - since)
+        return worst
+
+    assert asyncio.run(both()) < 0.7
+    assert known.find(secret)
+    monkeypatch.setattr(objects.Remote, "stamp", lambda *a: pytest.fail("looked again at once"))
+    asyncio.run(known.follow())
+
+
+def test_keys_outlive_an_outage_but_not_damage(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    secret, known, late = keys.add(address, "shop", "search"), keys.Keys(address), keys.Keys(address)
+    known.refresh()
+    for name in ("stamp", "read"):
+        with monkeypatch.context() as patch:
+            patch.setattr(objects.Remote, name, lambda *a: (_ for _ in ()).throw(CatalogError("no answer")))
+            known._seen = (1, 1) if name == "read" else known._seen  # as if the file had changed
+            known.refresh()
+            late.refresh()
+        assert known.find(secret) and known
+        assert late and not late.find(secret)  # what was never read is not open to all
+    assert caplog.text.count("no answer") == 2
+    late.refresh()
+    assert late.find(secret)
+    objects.at(address).replace("keys.json", "{")
+    known.refresh()
+    assert known and not known.all()
+
+
+def test_a_worker_takes_a_providers_variables_whole(monkeypatch: pytest.MonkeyPatch):
+    for name in [n for n in os.environ if n.startswith(cluster.FAMILIES)]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_BUCKET"):
+        monkeypatch.setenv(name, "the worker's")
+    monkeypatch.setenv("AWS_REGION", "")  # so that what is set below is taken back
+    cluster._take_over({"AWS_ACCESS_KEY_ID": "the driver's", "AWS_REGION": "x"})
+    assert {n: v for n, v in os.environ.items() if n.startswith(cluster.FAMILIES)} == {
+        "AWS_ACCESS_KEY_ID": "the driver's", "AWS_REGION": "x", "GOOGLE_BUCKET": "the worker's"
+    }  # fmt: skip

@@ -619,3 +619,34 @@ def test_commits_cost_the_same_however_large_a_catalog_grows(
         rewritten <= 5 * total
     )  # sizes up to 8, 32, 128, 512: merging all of them each time would be 20 times as much
     assert catalog.store.rows(["lk_photo"])["lk_photo"].to_pylist()[1:] == [f"{n:05}" for n in range(1, total)]
+
+
+def test_a_catalog_without_versions_is_not_filled_again(catalog: lookalike.Catalog, table: Path):
+    """Not to be read is not to be empty: all rows would be put in a second time."""
+    for file in (catalog.store.photos / "_versions").iterdir():
+        file.unlink()
+    with pytest.raises(CatalogError, match=r"photos\.lance has no version; the catalog is damaged"):
+        catalog.index(table)
+
+
+def test_rows_that_cannot_be_read_for_a_moment_are_not_discarded(
+    catalog: lookalike.Catalog, table: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import lance
+
+    (catalog.store.directory / "catalog.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(lance, "dataset", lambda *a, **k: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        with pytest.raises(CatalogError, match=r"photos\.lance is here but catalog\.json is gone"):
+            lookalike.open(catalog.store.directory, encoder="fake").index(table)
+    assert lance.dataset(str(catalog.store.photos)).count_rows() == 13
+
+
+def test_quarantine_is_kept_where_a_version_cannot_be_let_go(
+    catalog: lookalike.Catalog, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "img" / "3.jpg").write_bytes(b"no photo")
+    monkeypatch.setattr(type(catalog.store), "release", lambda *a: (_ for _ in ()).throw(CatalogError("no answer")))
+    with pytest.raises(CatalogError, match="no answer"):
+        catalog.index(table)
+    assert len(catalog.quarantine()) == 1

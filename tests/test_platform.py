@@ -175,6 +175,7 @@ def test_secrets_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pyte
     real = keys.hmac.compare_digest
     monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(a) or real(a, b))
     known = keys.Keys(tmp_path)
+    known.refresh()
     assert known.find(made[0]).name == "k0"
     assert known.find("x" * 100_000) is None
     assert known.find("\ud800") is None

@@ -498,7 +498,9 @@ def serve(
     from lookalike.server import listen, run
     from lookalike.server.keys import Keys
 
-    with listen(host, port, Keys(catalog, api_key)) as socket:
+    keys = Keys(catalog, api_key)
+    keys.refresh()
+    with listen(host, port, keys) as socket:
         if source is not None and "://" in source and not download:  # the rest is found out in the background
             raise InputError(f"{source}: an address; downloading is off, start with --download")
         if source is not None and "://" not in source and not Path(source).expanduser().exists():

@@ -39,6 +39,9 @@ READERS = 2
 
 CONNECT_SECONDS, JOIN_SECONDS = 5.0, 60.0
 
+FAMILIES = ("AWS_", "GOOGLE_", "AZURE_")
+"""How the variables of each provider's storage begin."""
+
 
 def index(
     store: Store, encoder: Encoder, encoder_name: str, source: Source, address: str, *, prune: bool = False,
@@ -198,9 +201,18 @@ def _check(result: Mapping[str, Any]) -> None:
 
 
 def _settings(store: Store) -> dict[str, str]:
-    """The variables that lead to the object storage: Ray's processes have those of whoever started Ray."""
-    wanted = ("AWS_", "GOOGLE_", "AZURE_") if store.remote else ()
+    """The variables that lead to the object storage: the command's count, not those of whoever started Ray on a machine."""
+    wanted = FAMILIES if store.remote else ()
     return {name: value for name, value in os.environ.items() if name.startswith(wanted)}
+
+
+def _take_over(settings: Mapping[str, str]) -> None:
+    """Put the variables in the place of this process's own, a provider's all or none: halves of two keys open nothing."""
+    for family in FAMILIES:
+        theirs = {name: value for name, value in settings.items() if name.startswith(family)}
+        for name in [n for n in os.environ if theirs and n.startswith(family)]:
+            del os.environ[name]
+        os.environ.update(theirs)
 
 
 class _Commits:
@@ -208,13 +220,13 @@ class _Commits:
 
     def __init__(self, planned: indexing.Plan):
         self.plan = planned
-        self.fragments: list[str] = []
+        self.fragments: dict[str, str] = {}
         self.replacing: list[pa.Table] = []
         self.since = time.monotonic()
 
     def add(self, result: Mapping[str, Any]) -> None:
         """Commit this, and what came before it, if that is due."""
-        self.fragments += json.loads(result["fragments"])
+        self.fragments |= dict.fromkeys(json.loads(result["fragments"]), result["host"])
         self.replacing.append(_table(result["replacing"]))
         if time.monotonic() - self.since > indexing.COMMIT_SECONDS:
             self.close()
@@ -222,7 +234,7 @@ class _Commits:
     def close(self) -> None:
         """Commit what is left."""
         fragments, replacing = self.fragments, self.replacing
-        self.fragments, self.replacing = [], []
+        self.fragments, self.replacing = {}, []
         if fragments:
             self.plan.store.append(fragments)
             self.plan.store.compact()
@@ -236,8 +248,7 @@ class _Worker:
 
     def __init__(self, directory: str, work: indexing.Work, version: int, settings: Mapping[str, str]):
         """The encoder and the catalog, as this machine finds them; what is wrong there each chunk tells."""
-        for name, value in settings.items():
-            os.environ.setdefault(name, value)
+        _take_over(settings)
         self.work, self.version = work, version
         self.host = socket.gethostname()
         self.wrong: LookalikeError | None = None

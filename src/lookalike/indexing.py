@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from lookalike import images
 from lookalike.colours import palette
 from lookalike.encoders.base import Encoder, photo_dim
-from lookalike.errors import EncoderMismatch, ImageError, InputError
+from lookalike.errors import CatalogError, EncoderMismatch, ImageError, InputError
 from lookalike.sources import Source
 from lookalike.sources.table import as_text, kind_of
-from lookalike.store import ARROW, PREFIX, Manifest, Store, schema
+from lookalike.store import ARROW, MEND, PREFIX, Manifest, Store, schema
 from lookalike.types import Product, Quarantined, Value, is_unicode
 
 BATCH = 32
@@ -403,9 +403,11 @@ class Plan:
         self.broken = set(source.broken)
         self.left: list[_Left] = []
         self.changed: set[str] = set()
-        version = store.version()
+        manifest, version = store.manifest(), store.version()
+        if manifest is not None and not version:
+            raise CatalogError(f"{store.directory}: catalog.json is here but photos.lance has no version; {MEND}")
         self.known = Known(store, version)
-        kinds = self._kinds(store.manifest())
+        kinds = self._kinds(manifest)
         self.work = Work(encoder_name, encoder.id, encoder.dim, photo_dim(encoder), kinds)
         self.photos = self._plan()
         due = self._compare(version) if version else [True] * len(self.photos)
@@ -637,10 +639,12 @@ class Plan:
 
     def close(self) -> None:
         """However the run ended: keep what could not be used, and complete the report."""
-        self.store.release()
-        self.store.write_quarantine(self.source.key, self.quarantined)
         self.report.problems, self.report.quarantined = self.quarantined, len(self.quarantined)
         self.report.seconds = time.monotonic() - self.start
+        try:
+            self.store.write_quarantine(self.source.key, self.quarantined)
+        finally:
+            self.store.release()
 
     def _prune(self) -> None:
         """Remove what the catalog has from this source and the source no longer has."""

@@ -139,8 +139,16 @@ class Remote:
         except ImportError as error:
             raise UsageError(f"{address}: object storage wants obstore: pip install 'lookalike[cluster]'") from error
         self.address = address.rstrip("/")
-        if urlsplit(self.address).netloc == "":
+        bucket = urlsplit(self.address).netloc
+        if "@" in bucket:  # what stands before it is a secret: it is not repeated
+            raise CatalogError(
+                f"{urlsplit(address).scheme}://…@{bucket.rpartition('@')[2]}: credentials do not belong in an address; set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if bucket == "":
             raise CatalogError(f"{address}: names no bucket; write it as s3://BUCKET/PREFIX")
+        if "?" in self.address or "#" in self.address:  # not every library would take it for a part of the name
+            raise CatalogError(f"{address}: an address of a catalog has no ? and no #; choose another prefix")
         try:
             self._store = from_url(
                 self.address,

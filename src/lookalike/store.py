@@ -36,7 +36,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 
 from lookalike import objects
-from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch
+from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch, InputError
 from lookalike.types import Quarantined
 
 # On two cores or fewer Lance gives its arithmetic one thread, on which making an index of ten million vectors stood still for
@@ -205,7 +205,7 @@ class Store:
         except OSError as error:
             raise CatalogError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CatalogError(f"{file}: damaged ({error}); {_MEND}") from error
+            raise CatalogError(f"{file}: damaged ({error}); {MEND}") from error
 
     def create(self, manifest: Manifest) -> None:
         """Make an empty catalog: the empty table first, so that a catalog with a manifest always has one.
@@ -217,9 +217,14 @@ class Store:
 
         with self._errors():
             if self._entries("photos.lance"):  # left by a creation that was killed, unless it holds rows
-                with contextlib.suppress(ValueError, OSError):
-                    if lance.dataset(str(self.photos), storage_options=self.options).count_rows():
-                        raise CatalogError(f"{self.directory}: photos.lance is here but catalog.json is gone; {_MEND}")
+                held = (
+                    self.version() > 1
+                )  # the first is empty, and where a later one is, rows may be, readable now or not
+                if not held:
+                    with contextlib.suppress(ValueError, OSError):
+                        held = bool(lance.dataset(str(self.photos), storage_options=self.options).count_rows())
+                if held:
+                    raise CatalogError(f"{self.directory}: photos.lance is here but catalog.json is gone; {MEND}")
                 self._discard("photos.lance")
             empty = schema(manifest.dim).empty_table()
             lance.write_dataset(empty, str(self.photos), mode="create", storage_options=self.options)
@@ -434,18 +439,43 @@ class Store:
                     objects.fsync(path)
             return [json.dumps(fragment.to_json()) for fragment in made]
 
-    def append(self, fragments: Iterable[str]) -> None:
-        """Add what ``write`` wrote, which must be done but once: one atomic, durable commit."""
+    def append(self, fragments: Mapping[str, str]) -> None:
+        """Add what ``write`` wrote, which must be done but once: one atomic, durable commit.
+
+        Args:
+            fragments: what ``write`` gave, and the name of the machine that it was called on.
+
+        Raises:
+            InputError: a machine's files are not here: by this name it finds another directory. Nothing was added.
+            CatalogError: as for ``commit``.
+        """
         import lance
 
         dataset = self.dataset()
         with self._errors():
             before = self._files()
-            added = lance.LanceOperation.Append([lance.FragmentMetadata.from_json(f) for f in fragments])
+            made = {text: lance.FragmentMetadata.from_json(text) for text in fragments}
+            for text, missing in self._missing(made).items():
+                raise InputError(
+                    f"{fragments[text]} writes to another directory or bucket of the name {self.directory} ({missing} is not "
+                    "here); give the catalog as an address (s3://…), or in a folder that every machine shares"
+                )
+            added = lance.LanceOperation.Append(list(made.values()))
             lance.LanceDataset.commit(
                 str(self.photos), added, read_version=dataset.version, storage_options=self.options
             )
             self._make_durable(before)
+
+    def _missing(self, made: Mapping[str, Any]) -> dict[str, str]:
+        """Fragments that have a file which is not here, and that file: Lance would commit them all the same."""
+        here = self._entries("photos.lance/data") if self.remote else set()
+        data = Path(self.photos) / "data"
+        return {
+            text: file.path
+            for text, fragment in made.items()
+            for file in fragment.files
+            if not (file.path in here if self.remote else (data / file.path).is_file())
+        }
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove the photos with these ``lk_photo`` keys: one atomic, durable commit."""
@@ -563,7 +593,7 @@ class Store:
                     f"{self.directory}: the version that was being read has been cleaned up meanwhile; try again"
                 ) from error
             short = message.split(", /")[0].split("\n")[0][:300]
-            mend = _MEND if reading else "nothing of this batch was kept, what was there before is untouched"
+            mend = MEND if reading else "nothing of this batch was kept, what was there before is untouched"
             raise CatalogError(f"{self.directory}: {short}; {mend}") from error
         finally:
             if not reading:
@@ -577,7 +607,7 @@ _NOT_OURS = "{}: not a catalog (no catalog.json, but other files); give an empty
 _GONE = re.compile(r"_versions/.*not found|not found.*_versions/|version .* (not found|does not exist)", re.IGNORECASE)
 """What Lance says of a version that was cleaned up."""
 
-_MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
+MEND = "the catalog is damaged: restore it from a backup, or remove it and index again"
 
 
 def _targets() -> list[int]:

@@ -8,6 +8,7 @@ passwords, which people choose; here they would only be work that a stranger's r
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -49,6 +50,10 @@ class Key:
         return SCOPES[self.scope] if self.scope else ALL
 
 
+class _Damaged(CatalogError):
+    """A file of keys that was found and cannot be used."""
+
+
 class Keys:
     """The keys of one catalog, beside the one from the environment."""
 
@@ -60,34 +65,66 @@ class Keys:
             api_key: a secret that may do everything, if not empty.
         """
         self.folder = objects.at(directory)
-        self._looked = float("-inf")
+        self._looked, self._looking = float("-inf"), False
         self._fixed = [Key("environment", "", _hash(api_key), "")] if api_key else []
         self._seen: tuple[int, int] | None = None
         self._read: list[Key] = []
-        self._broken = False
+        self._known = False
+        self._broken = self._away = False
 
     def __bool__(self) -> bool:
-        """Whether there are any: with a file that cannot be read there might be, and nobody gets in without one."""
+        """Whether there are any: where the file cannot be read there might be, and nobody gets in without one."""
         return bool(self.all()) or self._broken
 
     def all(self) -> list[Key]:
-        """The keys as they are now. A damaged file holds none that anybody has, and the log says so."""
-        now = time.monotonic()
-        if isinstance(self.folder, objects.Remote) and now - self._looked < LOOK_SECONDS:
-            return [*self._fixed, *self._read]
-        self._looked = now
+        """The keys as they were at the last look; those of a damaged file are none that anybody has."""
+        return [*self._fixed, *self._read]
+
+    async def follow(self) -> None:
+        """Look again where that is due, without holding up the event loop: on object storage a look is a request.
+
+        Who comes while another looks goes on with what is known, if anything is.
+        """
+        if not isinstance(self.folder, objects.Remote):
+            self.refresh()
+        elif time.monotonic() - self._looked >= LOOK_SECONDS and not (self._looking and self._known):
+            self._looking = True
+            try:
+                await asyncio.to_thread(self.refresh)
+            finally:
+                self._looking = False
+
+    def refresh(self) -> None:
+        """Read the keys again if they have changed.
+
+        A damaged file lets nobody in; storage that does not answer leaves the keys as they were. The log tells of both.
+        """
         try:
             seen = self.folder.stamp(FILE)
-        except (OSError, CatalogError):
+        except OSError:
             seen = (0, 0)
-        if seen != self._seen:
-            self._seen, self._broken = seen, False
-            try:
+        except CatalogError as error:
+            self._miss(error)
+            return
+        try:
+            if seen != self._seen or not self._known:
                 self._read = _read(self.folder) if seen else []
-            except CatalogError as error:
-                self._read, self._broken = [], True
-                log.error("%s", error)
-        return [*self._fixed, *self._read]
+                self._broken = False
+        except _Damaged as error:
+            self._read, self._broken = [], True
+            log.error("%s", error)
+        except CatalogError as error:
+            self._miss(error)
+            return
+        self._seen, self._known, self._away = seen, True, False
+        self._looked = time.monotonic()
+
+    def _miss(self, error: CatalogError) -> None:
+        """The storage did not answer: said once; the door is shut only where nothing was ever read."""
+        if not self._away:
+            log.error("the keys are as they were: %s", error)
+        self._away, self._broken = True, self._broken or not self._known
+        self._looked = time.monotonic()
 
     def find(self, secret: str) -> Key | None:
         """The key of this secret. Takes as long for a wrong one as for a right one."""
@@ -117,7 +154,7 @@ def _read(folder: objects.Folder) -> list[Key]:
             raise ValueError("a scope or a hash that is none")
     except (OSError, ValueError, TypeError, KeyError) as error:
         where = folder.where(FILE)
-        raise CatalogError(f"{where}: damaged or unreadable ({error}); remove it and add the keys again") from error
+        raise _Damaged(f"{where}: damaged or unreadable ({error}); remove it and add the keys again") from error
     return sorted(keys, key=lambda k: k.name)
 
 

@@ -127,6 +127,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
+        await self.keys.follow()
         try:
             self._check(request)
         except HTTPException as refusal:
