@@ -6,6 +6,7 @@ happen in threads ahead of the encoder, so that the slower of the two sets the p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -197,12 +198,17 @@ class Work:
     def _read(self, encoder: Encoder, photo: Planned, known: Known) -> _Read:
         try:
             content = images.load(photo.path)
+            if os.stat(images.file_of(photo.path)).st_size != photo.size:
+                # Of another machine, or changed meanwhile; a row would say that this is how it was planned.
+                return _Read(photo, reason="is not the file that was planned; it is read again in the next run")
             digest = images.digest(content)
             if digest in known.coloured:
                 return _Read(photo, digest)
             image = images.read(content, at_least=max(encoder.size), name=photo.path)
             pixels = None if digest in known.places else encoder.prepare(image)
             return _Read(photo, digest, pixels, palette(image).tobytes())
+        except OSError as error:
+            return _Read(photo, reason=f"cannot be read ({error.strerror or error})")
         except (ImageError, InputError) as error:
             return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
 
@@ -702,7 +708,13 @@ class _Commits:
             if self.last is not None:
                 self.last.result()
         finally:
-            self.thread.shutdown(wait=True)
+            ended = False
+            while (
+                not ended
+            ):  # what has begun is brought to its end: the lock must not be let go before, who ever interrupts
+                with contextlib.suppress(KeyboardInterrupt):
+                    self.thread.shutdown(wait=True)
+                    ended = True
 
 
 def _places(store: Store, version: int, ids: Iterable[str], source: str | None = None) -> list[int]:
@@ -754,6 +766,7 @@ def remove(store: Store, ids: Sequence[str]) -> int:
         if missing:
             raise InputError(f"no product {missing[0]!r} in the catalog; nothing was removed")
         store.delete(row["lk_photo"] for row in found)
+        store.compact()
     return len(found)
 
 
