@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -691,11 +691,10 @@ class _Commits:
             self._commit()
 
     def _commit(self) -> None:
-        last, tables = self.last, self.tables
-        self.last, self.tables = None, []
+        tables, self.tables = self.tables, []
         try:
-            if last is not None:
-                last.result()  # one waits, one is written: no more are in memory
+            if self.last is not None:
+                self.last.result()  # one waits, one is written: no more are in memory
         finally:
             if any(map(len, tables)):
                 self.last = self.thread.submit(self.plan.commit, pa.concat_tables(tables).combine_chunks())
@@ -708,13 +707,11 @@ class _Commits:
             if self.last is not None:
                 self.last.result()
         finally:
-            ended = False
-            while (
-                not ended
-            ):  # what has begun is brought to its end: the lock must not be let go before, who ever interrupts
+            while self.last is not None and not self.last.done():
+                # The lock must not be let go within a commit, however often somebody interrupts.
                 with contextlib.suppress(KeyboardInterrupt):
-                    self.thread.shutdown(wait=True)
-                    ended = True
+                    wait([self.last])  # no join: where that was interrupted, the next returns at once
+            self.thread.shutdown(wait=True)
 
 
 def _places(store: Store, version: int, ids: Iterable[str], source: str | None = None) -> list[int]:
