@@ -7,6 +7,7 @@ DIR is a local directory or a prefix of an object store (``objects.py``).
     DIR/quarantine.json   what could not be used, and why; replaced whole
     DIR/uploads/          photos that came over HTTP, named by their digests
     DIR/keys.json         API keys, as hashes (``server.keys``)
+    DIR/feedback.jsonl    votes (``feedback``)
     DIR/downloads/        photos fetched from the web (``sources/web.py``)
     DIR/index/            files derived from the rows, to search large catalogs (``segment``)
     DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who, and is the lock itself
