@@ -19,7 +19,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -504,7 +504,7 @@ def test_a_machine_with_another_catalog_under_the_same_name_is_refused(folder: P
         plan = indexing.Plan(here.store, here.encoder, "fake", open_source(str(folder)), False)
         (chunk,) = cluster._chunks(plan, 100)
         told = cluster._Worker(str(there.store.directory), plan.work, plan.known.version, {})({"chunk": chunk})
-        commits = cluster._Commits(plan)
+        commits = cluster._Fragments(plan)
         commits.add({**told, "host": "worker-7"})
         with pytest.raises(InputError, match=r"worker-7 writes to another directory or bucket of the name .*here"):
             commits.close()
@@ -576,12 +576,55 @@ def test_keys_outlive_an_outage_but_not_damage(
 
 
 def test_a_worker_takes_a_providers_variables_whole(monkeypatch: pytest.MonkeyPatch):
-    for name in [n for n in os.environ if n.startswith(cluster.FAMILIES)]:
+    for name in [n for n in os.environ if n.startswith(objects.FAMILIES)]:
         monkeypatch.delenv(name)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_BUCKET"):
         monkeypatch.setenv(name, "the worker's")
     monkeypatch.setenv("AWS_REGION", "")  # so that what is set below is taken back
     cluster._take_over({"AWS_ACCESS_KEY_ID": "the driver's", "AWS_REGION": "x"})
-    assert {n: v for n, v in os.environ.items() if n.startswith(cluster.FAMILIES)} == {
+    assert {n: v for n, v in os.environ.items() if n.startswith(objects.FAMILIES)} == {
         "AWS_ACCESS_KEY_ID": "the driver's", "AWS_REGION": "x", "GOOGLE_BUCKET": "the worker's"
     }  # fmt: skip
+
+
+def test_a_conditional_put_whose_answer_was_lost_is_ours(address: str, monkeypatch: pytest.MonkeyPatch):
+    """The library tries again by itself, and is told that there is something already: its own first try."""
+    remote, put, lost = objects.Remote(address), objects.Remote._put, []
+
+    def twice(self: objects.Remote, name: str, text: str, mode: Any) -> str:
+        if mode != "overwrite" and name not in lost:
+            lost.append(name)
+            put(self, name, text, mode)
+        return put(self, name, text, mode)
+
+    monkeypatch.setattr(objects.Remote, "_put", twice)
+    with remote.lock("writer", "index") as lock:
+        lock.check()
+        with pytest.raises(objects.Busy), remote.lock("writer", "another"):
+            pass
+    lost.clear()
+    with remote.lock("writer", "index"):  # taken over from one that let go
+        pass
+    assert "writer.json" in lost
+
+
+def test_small_things_of_addresses(address: str, monkeypatch: pytest.MonkeyPatch):
+    assert str(objects.at(PureWindowsPath("s3://bucket/a/b"))) == "s3://bucket/a/b"
+    assert "timed out" not in objects.explained("file s3://b/timeouts/photos.lance: bad magic", "s3://b/timeouts")
+    assert not objects.explained("Object at location timeouts/photos.lance/x: bad magic", "s3://b/timeouts")
+    assert "does not answer" in objects.explained("s3://b/timeouts: request or response timeout", "s3://b/timeouts")
+    before = objects.at("s3://bucket/a")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "another")
+    assert objects.at("s3://bucket/a") is not before
+    for name in ("LOOKALIKE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert objects.cache("s3://bucket/a").is_relative_to(tempfile.gettempdir())
+
+
+def test_a_lease_that_was_removed_by_hand_is_said_to_be_gone(address: str, table: Path):
+    catalog = lookalike.open(address, encoder="fake")
+    catalog.index(table)
+    with catalog.store.writing(), pytest.raises(CatalogError, match=r"writer\.json is gone"):
+        objects.at(address).delete(["writer.json"])
+        catalog.store.delete(["0" * 24])

@@ -616,7 +616,7 @@ def test_what_encoders_cost_is_measured_once(tmp_path: Path, folder: Path, monke
 
     cells = out / "cells.jsonl"
     lines = cells.read_text().splitlines(True)
-    cells.write_text(lines[0] + lines[1][:40] + "\n")  # killed while it wrote the second
+    cells.write_text(lines[0] + lines[1][:40])  # killed while it wrote the second
     measured: list[str] = []
     real = bench_encode.measure
     monkeypatch.setattr(bench_encode, "ProcessPoolExecutor", lambda *a: ThreadPoolExecutor(1))
@@ -624,6 +624,7 @@ def test_what_encoders_cost_is_measured_once(tmp_path: Path, folder: Path, monke
     monkeypatch.setattr(bench_encode, "measure", lambda name, *rest: (measured.append(name), real(name, *rest))[1])
     again = rows_of()
     assert measured == ["colour-histogram"] and again["fake"] == rows["fake"]
+    assert rows_of() == again and measured == ["colour-histogram"]
     rows_of("--photos", "5")
     assert measured == ["colour-histogram", "fake", "colour-histogram"]
     (tmp_path / "bad").mkdir()

@@ -6,10 +6,12 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -20,7 +22,7 @@ from PIL import Image
 import lookalike
 import lookalike.sources
 from conftest import COLOURS, draw, write_csv
-from lookalike import images, indexing
+from lookalike import images, indexing, store
 from lookalike.errors import CatalogError, CatalogLocked, EncoderMismatch, InputError, NotFound
 from lookalike.types import Product
 
@@ -651,3 +653,87 @@ def test_quarantine_is_kept_where_a_version_cannot_be_let_go(
     with pytest.raises(CatalogError, match="no answer"):
         catalog.index(table)
     assert len(catalog.quarantine()) == 1
+
+
+def test_what_a_killed_run_held_goes_with_the_next_compaction(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lookalike.store.KEEP_VERSIONS", timedelta(microseconds=1))
+    catalog.store.hold(1)  # as by a run that was killed: another object's
+    other = lookalike.open(catalog.store.directory)
+    other.store.hold(2, "theirs")
+    other.compact()
+    assert other.store.held() == ["theirs"]
+    catalog.compact()  # what this object holds it goes on holding
+    catalog.store.hold(catalog.store.version())
+    catalog.compact()
+    assert sorted(catalog.store.held()) == ["indexing", "theirs"]
+
+
+def test_deletions_alone_are_compacted_and_their_versions_dropped(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    catalog.remove(*(f"p{n:02}" for n in range(5)))  # six photos of 13
+    (fragment,) = catalog.store.dataset().get_fragments()
+    assert (fragment.metadata.num_rows, fragment.metadata.num_deletions) == (7, 6)
+    catalog.remove("p05")
+    (fragment,) = catalog.store.dataset().get_fragments()
+    assert (fragment.metadata.num_rows, fragment.metadata.num_deletions) == (6, 0)
+    monkeypatch.setattr("lookalike.store.KEEP_VERSIONS", timedelta(microseconds=1))
+    monkeypatch.setattr("lookalike.store.COMPACT_AT", 2)
+    monkeypatch.setattr("lookalike.store.MANY_VERSIONS", 3)
+    time.sleep(0.6)  # versions of one moment are kept together
+    for n in (6, 7):
+        catalog.remove(f"p{n:02}")
+    assert len(catalog.store.dataset().versions()) <= 3
+
+
+def test_small_fragments_between_large_ones_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store, "COMPACT_AT", 4)
+    monkeypatch.setattr(store, "SMALLEST", 8)  # sizes up to 8, 32, 128
+    assert store._due([200, 1] * 20) is None
+    assert store._due([200, 1, 1, 1, 1, 200]) == 8
+    assert store._due([9, 1, 9, 1, 9, 1, 9, 1]) == 32
+    assert store._due([9, 1, 1, 1]) is None
+
+
+def test_a_file_that_is_not_the_one_that_was_planned_makes_no_row(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It may be another machine's, or have changed since: it is told, and due in the next run."""
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    photo, real = folder / "men" / "bag" / "red-0.jpg", indexing.Plan.__init__
+
+    def slow(self: indexing.Plan, *args: object, **more: object) -> None:
+        real(self, *args, **more)
+        draw(photo, "green", "dress", 5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing.Plan, "__init__", slow)
+        assert counts(catalog.index(folder)) == (23, 0, 0, 0, 1)
+    assert "not the file that was planned" in catalog.quarantine()[0].reason
+    assert counts(catalog.index(folder)) == (1, 0, 23, 0, 0)
+    assert not catalog.quarantine()
+
+
+def test_a_commit_that_began_ends_however_often_one_interrupts():
+    """The write lock is let go right after ``close``: nothing may be written then."""
+    began, may_end, ended = threading.Event(), threading.Event(), []
+    plan = SimpleNamespace(commit=lambda rows: (began.set(), may_end.wait(10), ended.append(len(rows))))
+    commits = indexing._Commits(plan)  # type: ignore[arg-type]
+    commits.add(pa.table({"lk_photo": ["a"]}))
+
+    def impatient() -> None:
+        began.wait(10)
+        for _ in range(3):
+            time.sleep(0.2)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+        time.sleep(0.2)
+        may_end.set()
+
+    thread = threading.Thread(target=impatient)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        commits.close()
+    assert ended == [1]
+    thread.join()

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lookalike import errors, images, indexing
+from lookalike import errors, images, indexing, objects
 from lookalike.encoders import load
 from lookalike.encoders.base import Encoder
 from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
@@ -38,9 +38,6 @@ READERS = 2
 """Threads of an actor that read and decode, so that one waits for the storage while the other works."""
 
 CONNECT_SECONDS, JOIN_SECONDS = 5.0, 60.0
-
-FAMILIES = ("AWS_", "GOOGLE_", "AZURE_")
-"""How the variables of each provider's storage begin."""
 
 
 def index(
@@ -158,7 +155,7 @@ def _sync(ray: Any, planned: indexing.Plan, progress: indexing.Progress) -> None
         _Worker, fn_constructor_args=(place, planned.work, planned.known.version, _settings(store)),
         compute=actors, num_cpus=1,
     )  # fmt: skip
-    commits = _Commits(planned)
+    commits = _Fragments(planned)
     try:
         for result in results.iter_rows():
             _check(result)
@@ -202,20 +199,20 @@ def _check(result: Mapping[str, Any]) -> None:
 
 def _settings(store: Store) -> dict[str, str]:
     """The variables that lead to the object storage: the command's count, not those of whoever started Ray on a machine."""
-    wanted = FAMILIES if store.remote else ()
+    wanted = objects.FAMILIES if store.remote else ()
     return {name: value for name, value in os.environ.items() if name.startswith(wanted)}
 
 
 def _take_over(settings: Mapping[str, str]) -> None:
     """Put the variables in the place of this process's own, a provider's all or none: halves of two keys open nothing."""
-    for family in FAMILIES:
+    for family in objects.FAMILIES:
         theirs = {name: value for name, value in settings.items() if name.startswith(family)}
         for name in [n for n in os.environ if theirs and n.startswith(family)]:
             del os.environ[name]
         os.environ.update(theirs)
 
 
-class _Commits:
+class _Fragments:
     """What the workers wrote, on its way into a version of the catalog."""
 
     def __init__(self, planned: indexing.Plan):

@@ -6,13 +6,14 @@ happen in threads ahead of the encoder, so that the slower of the two sets the p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -197,12 +198,17 @@ class Work:
     def _read(self, encoder: Encoder, photo: Planned, known: Known) -> _Read:
         try:
             content = images.load(photo.path)
+            if os.stat(images.file_of(photo.path)).st_size != photo.size:
+                # Of another machine, or changed meanwhile; a row would say that this is how it was planned.
+                return _Read(photo, reason="is not the file that was planned; it is read again in the next run")
             digest = images.digest(content)
             if digest in known.coloured:
                 return _Read(photo, digest)
             image = images.read(content, at_least=max(encoder.size), name=photo.path)
             pixels = None if digest in known.places else encoder.prepare(image)
             return _Read(photo, digest, pixels, palette(image).tobytes())
+        except OSError as error:
+            return _Read(photo, reason=f"cannot be read ({error.strerror or error})")
         except (ImageError, InputError) as error:
             return _Read(photo, reason=str(error).removeprefix(f"{photo.path}: "))
 
@@ -685,11 +691,10 @@ class _Commits:
             self._commit()
 
     def _commit(self) -> None:
-        last, tables = self.last, self.tables
-        self.last, self.tables = None, []
+        tables, self.tables = self.tables, []
         try:
-            if last is not None:
-                last.result()  # one waits, one is written: no more are in memory
+            if self.last is not None:
+                self.last.result()  # one waits, one is written: no more are in memory
         finally:
             if any(map(len, tables)):
                 self.last = self.thread.submit(self.plan.commit, pa.concat_tables(tables).combine_chunks())
@@ -702,6 +707,10 @@ class _Commits:
             if self.last is not None:
                 self.last.result()
         finally:
+            while self.last is not None and not self.last.done():
+                # The lock must not be let go within a commit, however often somebody interrupts.
+                with contextlib.suppress(KeyboardInterrupt):
+                    wait([self.last])  # no join: where that was interrupted, the next returns at once
             self.thread.shutdown(wait=True)
 
 
@@ -754,6 +763,7 @@ def remove(store: Store, ids: Sequence[str]) -> int:
         if missing:
             raise InputError(f"no product {missing[0]!r} in the catalog; nothing was removed")
         store.delete(row["lk_photo"] for row in found)
+        store.compact()
     return len(found)
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -186,7 +187,9 @@ class Remote:
         except (AlreadyExistsError, PreconditionError):
             raise
         except (BaseError, OSError) as error:
-            raise CatalogError(f"{self.address}: {explained(str(error)) or _first_line(error)}") from error
+            raise CatalogError(
+                f"{self.address}: {explained(str(error), self.address) or _first_line(error)}"
+            ) from error
 
     def read(self, name: str) -> bytes | None:
         """An object's content, None where there is none."""
@@ -202,7 +205,7 @@ class Remote:
                 result = obstore.get(self._store, name)
                 return bytes(result.bytes()), str(result.meta["e_tag"])
             except FileNotFoundError as error:
-                if explained(str(error)):
+                if explained(str(error), self.address):
                     raise
                 return None
 
@@ -291,7 +294,8 @@ class Remote:
             return
         name = f"writer.try-{uuid.uuid4().hex[:8]}"
         try:
-            self._put(name, "", "create")
+            with contextlib.suppress(AlreadyExistsError):  # the answer to the first try was lost
+                self._put(name, "", "create")
             with contextlib.suppress(AlreadyExistsError):
                 self._put(name, "", "create")
                 raise CatalogError(
@@ -336,8 +340,12 @@ class Lease(Lock):
                 content, tag = found
                 self._must_be_free(content)
                 self._tag = self._write({"e_tag": tag})
-        except (AlreadyExistsError, PreconditionError):  # between our look and our write
-            raise Busy(_who(remote.read(name))) from None
+        except (AlreadyExistsError, PreconditionError):
+            # Another was quicker, or our own write came through and its answer was lost.
+            now = remote._get(name)
+            if now is None or _parsed(now[0]).get("token") != self._me["token"]:
+                raise Busy(_who(now and now[0])) from None
+            self._tag = now[1]
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lookalike-lease", daemon=True)
         self._thread.start()
@@ -369,8 +377,12 @@ class Lease(Lock):
                 found = self._remote._get(self._name)
                 if found is not None and _parsed(found[0]).get("token") == self._me["token"]:
                     self._tag = found[1]
+                elif found is None:
+                    self._lost = f"{self._name} is gone: somebody removed it, and another may be writing"
                 else:
-                    self._lost = _who(found and found[0])
+                    self._lost = (
+                        f"this process did not renew its lease for {LEASE:.0f} s, and {_who(found[0])} took over"
+                    )
 
     def _keep(self) -> None:
         while not self._end.wait(LEASE / 4):
@@ -386,8 +398,7 @@ class Lease(Lock):
         self._renew()
         if self._lost:
             raise CatalogError(
-                f"{self._remote}: this process did not renew its lease for {LEASE:.0f} s, and {self._lost} took over; "
-                "what was committed is kept, run again when that has ended"
+                f"{self._remote}: {self._lost}; what was committed is kept, run again when nobody writes any more"
             )
 
     def release(self) -> None:
@@ -404,55 +415,72 @@ class Lease(Lock):
 Folder = Local | Remote
 
 
-def is_address(directory: str | Path) -> bool:
+def is_address(directory: str | PurePath) -> bool:
     """Whether this is an address rather than a path."""
-    return re.match(r"[A-Za-z][\w+.-]+:/", str(directory)) is not None
+    return re.match(r"[A-Za-z][\w+.-]+:/", _posix(directory)) is not None
 
 
-def at(directory: str | Path) -> Folder:
+def _posix(directory: str | PurePath) -> str:
+    """A path of Windows has the slashes of an address turned."""
+    return directory.as_posix() if isinstance(directory, PurePath) else directory
+
+
+def at(directory: str | PurePath) -> Folder:
     """A directory or an address. Raises CatalogError for an address of another kind, UsageError where obstore is missing."""
     if not is_address(directory):
         return Local(Path(directory))
-    scheme, _, rest = str(directory).partition(":")
+    scheme, _, rest = _posix(directory).partition(":")
     if scheme not in SCHEMES:
         raise CatalogError(f"{directory}: catalogs are kept in a local directory or at s3://, gs:// or az:// addresses")
-    return _remote(f"{scheme}://{rest.lstrip('/')}", tuple(os.environ.get(k, "") for k in _SETTINGS))
+    return _remote(f"{scheme}://{rest.lstrip('/')}", _settings())
 
 
 @lru_cache(maxsize=16)
-def _remote(address: str, settings: tuple[str, ...]) -> Remote:
+def _remote(address: str, settings: tuple[tuple[str, str], ...]) -> Remote:
     return Remote(address)
 
 
-_SETTINGS = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_REGION",
-    "AWS_ALLOW_HTTP",
-)
+FAMILIES = ("AWS_", "GOOGLE_", "AZURE_")
+"""How the variables of each provider begin."""
+
+
+def _settings() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(FAMILIES)))
 
 
 def cache(address: str) -> Path:
-    """The local directory for what is derived from the catalog at an address: under LOOKALIKE_CACHE, else the user's cache."""
+    """The local directory for what is derived from the catalog at an address.
+
+    Under LOOKALIKE_CACHE, else in the user's cache, else, for a user without a home, where temporary files are.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
     if os.environ.get("LOOKALIKE_CACHE"):
         root = Path(os.environ["LOOKALIKE_CACHE"]).absolute()
     elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches" / "lookalike"
+        root = home / "Library" / "Caches" / "lookalike"
     elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "lookalike" / "Cache"
+        root = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "lookalike" / "Cache"
     else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lookalike"
+        root = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "lookalike"
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")  # the same bucket's name at two providers
     digest = hashlib.blake2b(f"{endpoint} {address}".encode(), digest_size=8).hexdigest()
     last = re.sub(r"[^\w.-]+", "-", address.rpartition("/")[2])
     return root / "catalogs" / f"{last}-{digest}"
 
 
-def explained(message: str) -> str:
-    """What to do about an error of a store or of Lance; "" where that is not known."""
+def explained(message: str, address: str) -> str:
+    """What to do about an error of a store or of Lance about an address; "" where that is not known."""
     said = message.partition("\n\nDebug source")[0]  # after it, names of settings
+    parts = urlsplit(address)
+    for name in (
+        address,
+        parts.netloc + parts.path,
+        parts.path.lstrip("/"),
+    ):  # which may be called timeouts, or 403 Forbidden
+        said = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "", said) if name else said
     said = re.sub(r"retry_timeout: \w+", "", said)
     for pattern, mend in _MENDS:
         if re.search(pattern, said):

@@ -7,6 +7,7 @@ DIR is a local directory or a prefix of an object store (``objects.py``).
     DIR/quarantine.json   what could not be used, and why; replaced whole
     DIR/uploads/          photos that came over HTTP, named by their digests
     DIR/keys.json         API keys, as hashes (``server.keys``)
+    DIR/feedback.jsonl    votes (``feedback``)
     DIR/downloads/        photos fetched from the web (``sources/web.py``)
     DIR/index/            files derived from the rows, to search large catalogs (``segment``)
     DIR/writer.lock       held (by the operating system) while somebody writes; writer.json names who, and is the lock itself
@@ -25,10 +26,10 @@ import os
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -67,6 +68,9 @@ HELD = "indexing"
 
 KEEP_VERSIONS = timedelta(minutes=10)
 """Readers of an older version go on reading it for this long."""
+
+MANY_VERSIONS = 100
+"""More versions than that are looked through for old ones, every ``COMPACT_AT`` commits, where nothing is to be merged."""
 
 STAMP_SECONDS = 1.0
 """How long a stamp on object storage is held to be true, where a look costs two requests."""
@@ -137,6 +141,7 @@ class Store:
         self.folder = objects.at(directory)
         self._stamp: tuple[float, tuple[int, int, int]] | None = None
         self._lease = objects.Lock()
+        self._held: set[str] = set()
         if isinstance(self.folder, objects.Remote):
             self.directory: Path | str = self.folder.address
             self.local = objects.cache(self.folder.address)
@@ -498,14 +503,22 @@ class Store:
             self.folder.replace(_QUARANTINE, json.dumps(content, indent=1, ensure_ascii=False))
 
     def compact(self, *, force: bool = False) -> bool:
-        """Merge small fragments and drop versions older than ten minutes, where that is due."""
+        """Merge small fragments, write those anew that are mostly removed, and drop old versions, where that is due."""
         dataset = self.dataset()
-        target = _targets()[-1] if force else _due(f.metadata.num_rows for f in dataset.get_fragments())
-        if target is None:
+        found = [f.metadata for f in dataset.get_fragments()]
+        target = _targets()[-1] if force else _due([f.num_rows for f in found])
+        if target is None and any(2 * f.num_deletions > f.physical_rows for f in found):
+            target = SMALLEST
+        if target is None and (
+            dataset.version % COMPACT_AT or len(self._entries("photos.lance/_versions")) <= MANY_VERSIONS
+        ):
             return False
         with self._errors():
             before = self._files()
-            dataset.optimize.compact_files(target_rows_per_fragment=target)
+            if HELD in dataset.tags.list() and HELD not in self._held:
+                dataset.tags.delete(HELD)  # of a run that was killed: under the write lock there is no other
+            if target is not None:
+                dataset.optimize.compact_files(target_rows_per_fragment=target)
             self._make_durable(before)
             self._clean(dataset)
         return True
@@ -531,9 +544,11 @@ class Store:
                 dataset.tags.update(name, version)
             else:
                 dataset.tags.create(name, version)
+        self._held.add(name)
 
     def release(self, name: str = HELD) -> None:
         """The version of that name is held no more."""
+        self._held.discard(name)
         if self.exists:
             dataset = self.dataset()
             with self._errors():
@@ -586,7 +601,7 @@ class Store:
                 ) from error
             if isinstance(error, PermissionError) or "ermission denied" in message or "Read-only" in message:
                 raise CatalogError(f"{self.directory}: cannot be written ({message}); check its permissions") from error
-            if self.remote and (why := objects.explained(message)):
+            if self.remote and (why := objects.explained(message, str(self.directory))):
                 raise CatalogError(f"{self.directory}: {why}") from error
             if reading and _GONE.search(message):
                 raise CatalogError(
@@ -614,10 +629,18 @@ def _targets() -> list[int]:
     return [SMALLEST, SMALLEST * COMPACT_AT, SMALLEST * COMPACT_AT**2]
 
 
-def _due(sizes: Iterable[int]) -> int | None:
-    """Rows that a fragment should have where there are many smaller ones of like size; None where none are too many."""
-    many = Counter(next((target for target in _targets() if size < target), None) for size in sizes)
-    return max((target for target, n in many.items() if target and n >= COMPACT_AT), default=None)
+def _due(sizes: Sequence[int]) -> int | None:
+    """Rows that a fragment should have where many smaller ones of like size could be merged; None where none are too many.
+
+    Lance merges neighbours alone: those between which a larger one stands do not count together.
+    """
+    least, due = 0, None
+    for target in _targets():
+        runs = (list(run) for small, run in groupby(sizes, target.__gt__) if small)
+        if any(sum(size >= least for size in run) >= COMPACT_AT for run in runs):
+            due = target
+        least = target
+    return due
 
 
 def _aware(moment: datetime) -> datetime:

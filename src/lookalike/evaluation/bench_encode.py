@@ -65,8 +65,11 @@ def evaluate(
             raise InputError(
                 f"{name}: its process ended while it was measured; is there enough memory for it?"
             ) from error
-        with (out / "cells.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"about": about, "name": name, **cells[name]}) + "\n")
+        with (out / "cells.jsonl").open("ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            ended = file.read() in (b"", b"\n")  # else by the half line of a run that was killed
+            line = json.dumps({"about": about, "name": name, **cells[name]})
+            file.write((b"" if ended else b"\n") + line.encode() + b"\n")
     rows = {name: _row(cells[name]) for name in names}
     cores = threads or os.cpu_count() or 1
     return {
