@@ -70,18 +70,22 @@ class Stored:
 
     def rows(self, addresses: NDArray[np.uint64]) -> NDArray[np.intp]:
         """Rows of these addresses, those left out that are of no row: committed since."""
+        place, ours = self._place(addresses)
+        return np.asarray(self._order[place[ours]])
+
+    def _place(self, addresses: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where addresses stand among the sorted ones, and which of them do."""
         if not len(self._sorted):
-            return np.empty(0, np.intp)
+            return np.zeros(len(addresses), np.intp), np.zeros(len(addresses), np.bool_)
         place = np.minimum(np.searchsorted(self._sorted, addresses), len(self._sorted) - 1)
-        return np.asarray(self._order[place[self._sorted[place] == addresses]])
+        return place, self._sorted[place] == addresses
 
     def blocks(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """All rows with their vectors in the order of the files."""
         for batch in self.dataset.scanner(columns=[NAME], with_row_id=True, batch_size=TAKEN).to_batches():
-            addresses = batch["_rowid"].to_numpy()
-            ours = np.isin(addresses, self._sorted) if len(self._sorted) else np.zeros(len(addresses), np.bool_)
+            place, ours = self._place(batch["_rowid"].to_numpy())
             if ours.any():
-                yield self.rows(addresses[ours]), _matrix(batch[NAME], self.dim)[ours]
+                yield np.asarray(self._order[place[ours]]), _matrix(batch[NAME], self.dim)[ours]
 
 
 def _matrix(column: Any, dim: int) -> NDArray[np.float32]:
