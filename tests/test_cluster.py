@@ -471,7 +471,7 @@ def test_a_machine_that_sees_other_things_is_named(folder: Path, tmp_path: Path)
     catalog = lookalike.open(tmp_path / "c", encoder="fake")
     source = open_source(str(folder))
     with catalog.store.writing():
-        plan = indexing.plan(catalog.store, catalog.encoder, "fake", source)
+        plan = indexing.Plan(catalog.store, catalog.encoder, "fake", source)
     (chunk,) = cluster._chunks(plan, 100)
 
     def asked(directory: Path, work: indexing.Work) -> dict[str, Any]:

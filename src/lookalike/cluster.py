@@ -1,6 +1,6 @@
 """The same indexing on several machines: planned here, read, encoded and written by a Ray cluster, committed here.
 
-The photos that ``indexing.plan`` finds due go in chunks through Ray Data. Each of its actors is a core somewhere: it makes rows
+The photos that ``indexing.Plan`` finds due go in chunks through Ray Data. Each of its actors is a core somewhere: it makes rows
 by the plan's own ``Work``, writes them as fragments of the catalog where all machines reach it, and sends back their names. No
 row is in the catalog until this process, which alone holds the write lock, commits those names: so each chunk counts once,
 however many actors died over it and were started again elsewhere. Rows that take the place of others come back whole.
@@ -63,7 +63,7 @@ def index(
         CatalogError: it cannot be written; what was committed is kept, and the next run goes on.
     """
     with _connected(address) as ray, store.writing("index --ray"):
-        planned = indexing.plan(store, encoder, encoder_name, source, drawn=drawn)
+        planned = indexing.Plan(store, encoder, encoder_name, source, drawn=drawn)
         try:
             _sync(ray, planned, progress or (lambda done, total: None))
             planned.finish(prune)
