@@ -150,9 +150,10 @@ def _sync(ray: Any, planned: indexing.Plan, progress: indexing.Progress) -> None
     left = {chunk.number: len(chunk.photos) for chunk in chunks}
     store.widen(planned.work.schema)
     place = str(store.directory) if store.remote else os.path.abspath(store.directory)
+    mark = store.mark(planned.known.version) if planned.known.places else ""
     actors = ray.data.ActorPoolStrategy(min_size=1, initial_size=min(cores, len(chunks)), max_size=cores)
     results = ray.data.from_items([{"chunk": c} for c in chunks], override_num_blocks=len(chunks)).map(
-        _Worker, fn_constructor_args=(place, planned.work, planned.known.version, _settings(store)),
+        _Worker, fn_constructor_args=(place, planned.work, planned.known.version, _settings(store), mark),
         compute=actors, num_cpus=1,
     )  # fmt: skip
     commits = _Fragments(planned)
@@ -243,8 +244,11 @@ class _Fragments:
 class _Worker:
     """One core of the cluster: chunk → rows → fragments."""
 
-    def __init__(self, directory: str, work: indexing.Work, version: int, settings: Mapping[str, str]):
-        """The encoder and the catalog, as this machine finds them; what is wrong there each chunk tells."""
+    def __init__(self, directory: str, work: indexing.Work, version: int, settings: Mapping[str, str], mark: str = ""):
+        """The encoder and the catalog, as this machine finds them; what is wrong there each chunk tells.
+
+        ``mark`` is the version's, where vectors are read from it: another catalog's would be taken for them.
+        """
         _take_over(settings)
         self.work, self.version = work, version
         self.host = socket.gethostname()
@@ -255,6 +259,10 @@ class _Worker:
             if not self.store.exists:
                 raise CatalogError(
                     f"{directory}: not there; use an address (s3://…) or a directory that every machine has under this path"
+                )
+            if mark and self.store.mark(version) != mark:
+                raise InputError(
+                    f"{directory}: another catalog than the command's; use an address (s3://…) or a folder that is shared"
                 )
         except LookalikeError as error:
             self.wrong = error

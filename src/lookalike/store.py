@@ -21,6 +21,7 @@ durable.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -266,6 +267,12 @@ class Store:
             if gone:  # a manifest of zeros opens as a table without columns
                 raise ValueError(f"photos.lance lacks the columns {', '.join(sorted(gone))}")
             return dataset.checkout_version(version) if version and version != dataset.version else dataset
+
+    def mark(self, version: int) -> str:
+        """A digest of the names of a version's files, which no other catalog has. Errors as for ``rows``."""
+        with self.errors(reading=True):
+            files = [f.path for fragment in self.dataset(version).get_fragments() for f in fragment.metadata.files]
+        return hashlib.blake2b("\n".join(files).encode(), digest_size=8).hexdigest()
 
     def version(self) -> int:
         """Version of the latest commit; 0 where there is none. Costs one listing of a directory."""
