@@ -471,7 +471,7 @@ def test_a_machine_that_sees_other_things_is_named(folder: Path, tmp_path: Path)
     catalog = lookalike.open(tmp_path / "c", encoder="fake")
     source = open_source(str(folder))
     with catalog.store.writing():
-        plan = indexing.plan(catalog.store, catalog.encoder, "fake", source)
+        plan = indexing.Plan(catalog.store, catalog.encoder, "fake", source)
     (chunk,) = cluster._chunks(plan, 100)
 
     def asked(directory: Path, work: indexing.Work) -> dict[str, Any]:
@@ -504,6 +504,10 @@ def test_a_machine_with_another_catalog_under_the_same_name_is_refused(folder: P
         plan = indexing.Plan(here.store, here.encoder, "fake", open_source(str(folder)), False)
         (chunk,) = cluster._chunks(plan, 100)
         told = cluster._Worker(str(there.store.directory), plan.work, plan.known.version, {})({"chunk": chunk})
+        mark = here.store.mark(plan.known.version)
+        for catalog, wrong in ((here, False), (there, True)):
+            worker = cluster._Worker(str(catalog.store.directory), plan.work, plan.known.version, {}, mark)
+            assert ("another catalog than" in str(worker.wrong)) is wrong
         commits = cluster._Fragments(plan)
         commits.add({**told, "host": "worker-7"})
         with pytest.raises(InputError, match=r"worker-7 writes to another directory or bucket of the name .*here"):

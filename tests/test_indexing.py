@@ -509,7 +509,7 @@ def test_work_can_be_done_elsewhere_in_any_blocks(tmp_path: Path, folder: Path):
     there = lookalike.open(tmp_path / "there", encoder="fake")
     source = lookalike.sources.open_source(folder)
     with there.store.writing():
-        plan = indexing.plan(there.store, there.encoder, "fake", source)
+        plan = indexing.Plan(there.store, there.encoder, "fake", source)
         work, todo = pickle.loads(pickle.dumps((plan.work, plan.todo)))
         for block in (todo[:1], todo[20:], todo[1:20], []):
             rows, refused = work.rows(there.encoder, block)
@@ -737,3 +737,18 @@ def test_a_commit_that_began_ends_however_often_one_interrupts():
         commits.close()
     assert ended == [1]
     thread.join()
+
+
+def test_a_full_disk_leaves_the_index_that_was_there(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
+    from lookalike import segment
+
+    monkeypatch.setattr(segment, "_made", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(CatalogError, match="disk is full; the index that was there is as it was") as told:
+        catalog.reindex()
+    assert "batch" not in str(told.value)
+
+
+def test_a_plan_for_another_encoder_is_refused(catalog: lookalike.Catalog, folder: Path):
+    encoder, source = lookalike.encoders.load("builtin"), lookalike.sources.open_source(folder)
+    with catalog.store.writing(), pytest.raises(EncoderMismatch, match="made by fake"):
+        indexing.Plan(catalog.store, encoder, "builtin", source)

@@ -1,6 +1,6 @@
 """The same indexing on several machines: planned here, read, encoded and written by a Ray cluster, committed here.
 
-The photos that ``indexing.plan`` finds due go in chunks through Ray Data. Each of its actors is a core somewhere: it makes rows
+The photos that ``indexing.Plan`` finds due go in chunks through Ray Data. Each of its actors is a core somewhere: it makes rows
 by the plan's own ``Work``, writes them as fragments of the catalog where all machines reach it, and sends back their names. No
 row is in the catalog until this process, which alone holds the write lock, commits those names: so each chunk counts once,
 however many actors died over it and were started again elsewhere. Rows that take the place of others come back whole.
@@ -63,7 +63,7 @@ def index(
         CatalogError: it cannot be written; what was committed is kept, and the next run goes on.
     """
     with _connected(address) as ray, store.writing("index --ray"):
-        planned = indexing.plan(store, encoder, encoder_name, source, drawn=drawn)
+        planned = indexing.Plan(store, encoder, encoder_name, source, drawn=drawn)
         try:
             _sync(ray, planned, progress or (lambda done, total: None))
             planned.finish(prune)
@@ -150,9 +150,10 @@ def _sync(ray: Any, planned: indexing.Plan, progress: indexing.Progress) -> None
     left = {chunk.number: len(chunk.photos) for chunk in chunks}
     store.widen(planned.work.schema)
     place = str(store.directory) if store.remote else os.path.abspath(store.directory)
+    mark = store.mark(planned.known.version) if planned.known.places else ""
     actors = ray.data.ActorPoolStrategy(min_size=1, initial_size=min(cores, len(chunks)), max_size=cores)
     results = ray.data.from_items([{"chunk": c} for c in chunks], override_num_blocks=len(chunks)).map(
-        _Worker, fn_constructor_args=(place, planned.work, planned.known.version, _settings(store)),
+        _Worker, fn_constructor_args=(place, planned.work, planned.known.version, _settings(store), mark),
         compute=actors, num_cpus=1,
     )  # fmt: skip
     commits = _Fragments(planned)
@@ -243,8 +244,11 @@ class _Fragments:
 class _Worker:
     """One core of the cluster: chunk → rows → fragments."""
 
-    def __init__(self, directory: str, work: indexing.Work, version: int, settings: Mapping[str, str]):
-        """The encoder and the catalog, as this machine finds them; what is wrong there each chunk tells."""
+    def __init__(self, directory: str, work: indexing.Work, version: int, settings: Mapping[str, str], mark: str = ""):
+        """The encoder and the catalog, as this machine finds them; what is wrong there each chunk tells.
+
+        ``mark`` is the version's, where vectors are read from it: another catalog's would be taken for them.
+        """
         _take_over(settings)
         self.work, self.version = work, version
         self.host = socket.gethostname()
@@ -255,6 +259,10 @@ class _Worker:
             if not self.store.exists:
                 raise CatalogError(
                     f"{directory}: not there; use an address (s3://…) or a directory that every machine has under this path"
+                )
+            if mark and self.store.mark(version) != mark:
+                raise InputError(
+                    f"{directory}: another catalog than the command's; use an address (s3://…) or a folder that is shared"
                 )
         except LookalikeError as error:
             self.wrong = error

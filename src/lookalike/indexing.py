@@ -294,7 +294,7 @@ def index(
         CatalogError: disk full, not writable, damaged.
     """
     with store.writing():
-        planned = plan(store, encoder, encoder_name, source, drawn=drawn)
+        planned = Plan(store, encoder, encoder_name, source, drawn=drawn)
         try:
             _sync(planned, encoder, progress or (lambda done, total: None), workers or os.cpu_count() or 1)
             planned.finish(prune)
@@ -339,7 +339,6 @@ def put(
         EncoderMismatch, InputError, CatalogLocked, CatalogError: as ``index``; nothing was changed.
     """
     start = time.monotonic()
-    store.check_encoder(encoder.id)
     with store.writing("put"):
         old = store.manifest()
         planned = Plan(store, encoder, encoder_name, source, bool(old and old.drawn), names or {})
@@ -378,17 +377,6 @@ class _Left:
     path: str
 
 
-def plan(
-    store: Store, encoder: Encoder, encoder_name: str, source: Source, *, drawn: bool = False
-) -> Plan:  # fmt: skip
-    """What is to be done to bring the catalog in step with a source; creates the catalog where there is none.
-
-    The caller holds the store's write lock, from before this until after ``Plan.close``. Arguments and errors as for ``index``.
-    """
-    store.check_encoder(encoder.id)
-    return Plan(store, encoder, encoder_name, source, drawn)
-
-
 class Plan:
     """A source beside what the catalog has of it.
 
@@ -398,11 +386,16 @@ class Plan:
     """
 
     def __init__(
-        self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool,
+        self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool = False,
         names: Mapping[tuple[str, str], str] | None = None,
     ):  # fmt: skip
-        """``names`` are those of ``put``; None is a sync."""
+        """Compare; creates the catalog where there is none.
+
+        The caller holds the store's write lock, from before this until after ``close``. Arguments and errors as for ``index``;
+        ``names`` are those of ``put``, None is a sync.
+        """
         self.start = time.monotonic()
+        store.check_encoder(encoder.id)
         self.store, self.source, self.names = store, source, names
         self.report = Report()
         self.quarantined = list(source.quarantined)

@@ -372,7 +372,7 @@ class Lease(Lock):
                 return
             try:
                 self._tag = self._write({"e_tag": self._tag})
-            except (PreconditionError, FileNotFoundError):
+            except PreconditionError:
                 # A renewal that was written but whose answer was lost is ours all the same.
                 found = self._remote._get(self._name)
                 if found is not None and _parsed(found[0]).get("token") == self._me["token"]:
@@ -407,7 +407,7 @@ class Lease(Lock):
 
         self._end.set()
         self._thread.join()
-        with self._changing, contextlib.suppress(CatalogError, PreconditionError, FileNotFoundError):
+        with self._changing, contextlib.suppress(CatalogError, PreconditionError):
             if not self._lost:
                 self._write({"e_tag": self._tag}, free=True)
 

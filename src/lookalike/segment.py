@@ -377,7 +377,7 @@ def make(
                 "choose auto, int8 or lsh"
             )
     cache = store.cache
-    with store.deriving():
+    with store.errors(mend="the index that was there is as it was"):
         cache.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(cache / "reindex.lock", timeout=0):

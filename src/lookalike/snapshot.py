@@ -143,7 +143,7 @@ class Snapshot:
             return segments.nothing(1), None, None
         dataset = store.dataset(self.version)
         kinds = [name for name, kind in manifest.kinds.items() if kind == "text"]
-        with store.reading():
+        with store.errors(reading=True):
             base = None if whole else self._base(store, before, manifest)
             if base is not None:
                 gone, fresh = _changed(base, dataset)

@@ -21,6 +21,7 @@ durable.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -185,7 +186,7 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether anything was ever committed here."""
-        with self._errors(reading=True):
+        with self.errors(reading=True):
             return self.folder.stamp(_MANIFEST) is not None
 
     def manifest(self) -> Manifest | None:
@@ -220,7 +221,7 @@ class Store:
         """
         import lance
 
-        with self._errors():
+        with self.errors():
             if self._entries("photos.lance"):  # left by a creation that was killed, unless it holds rows
                 held = (
                     self.version() > 1
@@ -238,7 +239,7 @@ class Store:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace ``catalog.json``, durably."""
-        with self._errors():
+        with self.errors():
             self.folder.replace(_MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
 
     def check_encoder(self, encoder_id: str) -> None:
@@ -264,24 +265,22 @@ class Store:
         """
         import lance
 
-        with self._errors(reading=True):
+        with self.errors(reading=True):
             dataset = lance.dataset(str(self.photos), storage_options=self.options)
             gone = set(schema(1).names) - {"lk_colours"} - set(dataset.schema.names)  # catalogs from before colours
             if gone:  # a manifest of zeros opens as a table without columns
                 raise ValueError(f"photos.lance lacks the columns {', '.join(sorted(gone))}")
             return dataset.checkout_version(version) if version and version != dataset.version else dataset
 
-    def deriving(self) -> contextlib.AbstractContextManager[None]:
-        """The same for what goes wrong in writing derived files."""
-        return self._errors()
-
-    def reading(self) -> contextlib.AbstractContextManager[None]:
-        """What goes wrong within, with Lance or the files, as a CatalogError that names the catalog and the mend."""
-        return self._errors(reading=True)
+    def mark(self, version: int) -> str:
+        """A digest of the names of a version's files, which no other catalog has. Errors as for ``rows``."""
+        with self.errors(reading=True):
+            files = [f.path for fragment in self.dataset(version).get_fragments() for f in fragment.metadata.files]
+        return hashlib.blake2b("\n".join(files).encode(), digest_size=8).hexdigest()
 
     def version(self) -> int:
         """Version of the latest commit; 0 where there is none. Costs one listing of a directory."""
-        with self._errors(reading=True):
+        with self.errors(reading=True):
             names = [e.removesuffix(".manifest") for e in self._entries("photos.lance/_versions")]
         # Lance counts down from 2⁶⁴ − 1, so that the latest sorts first.
         return max((2**64 - 1 - int(n) for n in names if n.isdigit()), default=0)
@@ -330,14 +329,14 @@ class Store:
         if self.manifest() is None:
             empty = schema(1).empty_table()
             return empty.select(columns) if columns else empty
-        with self._errors(reading=True):
+        with self.errors(reading=True):
             table = self.dataset(version or 0).to_table(columns=[_on_disk(c) for c in columns] if columns else None)
             return table.rename_columns([unquote(c) for c in table.column_names])
 
     def scan(self, columns: list[str], version: int | None = None, block: int = BLOCK) -> Iterator[pa.RecordBatch]:
         """Some columns of all rows, at most ``block`` at a time, in the order of their places. Errors as for ``rows``."""
         if self.exists:
-            with self._errors(reading=True):
+            with self.errors(reading=True):
                 for rows in self.dataset(version or 0).to_batches(
                     columns=[_on_disk(c) for c in columns], batch_size=block
                 ):
@@ -345,7 +344,7 @@ class Store:
 
     def take(self, places: Sequence[int], columns: list[str], version: int) -> pa.Table:
         """Rows by their places in a version, which are 0 … in the order of ``scan``. Errors as for ``rows``."""
-        with self._errors(reading=True):
+        with self.errors(reading=True):
             table = self.dataset(version or 0).take(list(places), columns=[_on_disk(c) for c in columns])
             return table.rename_columns([unquote(c) for c in table.column_names])
 
@@ -380,7 +379,7 @@ class Store:
             CatalogError: the directory cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            with self._errors():
+            with self.errors():
                 if self.remote and not self.exists and self._foreign(self._entries()):
                     raise CatalogError(_NOT_OURS.format(self.directory))
                 try:
@@ -404,7 +403,7 @@ class Store:
         import lance
 
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             before = self._files()
             rows = rows.rename_columns([_on_disk(c) for c in rows.column_names])
             _widen(dataset, rows.schema)
@@ -421,7 +420,7 @@ class Store:
     def widen(self, wanted: pa.Schema) -> None:
         """Add the columns that are missing, so that rows of this schema can be written by others, too."""
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             before = self._files()
             _widen(dataset, pa.schema([f.with_name(_on_disk(f.name)) for f in wanted]))
             self._make_durable(before)
@@ -435,7 +434,7 @@ class Store:
         from lance.fragment import write_fragments
 
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             rows = rows.rename_columns([_on_disk(c) for c in rows.column_names])
             made = write_fragments(_with_all(rows, dataset.schema), dataset, storage_options=self.options)
             if not self.remote:
@@ -457,7 +456,7 @@ class Store:
         import lance
 
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             before = self._files()
             made = {text: lance.FragmentMetadata.from_json(text) for text in fragments}
             for text, missing in self._missing(made).items():
@@ -488,7 +487,7 @@ class Store:
         if not keys:
             return
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             before = self._files()
             dataset.delete(_among(keys))
             self._make_durable(before)
@@ -499,7 +498,7 @@ class Store:
         content.pop(source, None)
         if entries:
             content[source] = [{"item": _printable(e.item), "reason": _printable(e.reason)} for e in entries]
-        with self._errors():
+        with self.errors():
             self.folder.replace(_QUARANTINE, json.dumps(content, indent=1, ensure_ascii=False))
 
     def compact(self, *, force: bool = False) -> bool:
@@ -513,7 +512,7 @@ class Store:
             dataset.version % COMPACT_AT or len(self._entries("photos.lance/_versions")) <= MANY_VERSIONS
         ):
             return False
-        with self._errors():
+        with self.errors():
             before = self._files()
             if HELD in dataset.tags.list() and HELD not in self._held:
                 dataset.tags.delete(HELD)  # of a run that was killed: under the write lock there is no other
@@ -539,7 +538,7 @@ class Store:
     def hold(self, version: int, name: str = HELD) -> None:
         """Keep a version readable until ``release``, however old it grows. One of each name."""
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             if name in dataset.tags.list():  # of a run that was killed
                 dataset.tags.update(name, version)
             else:
@@ -551,7 +550,7 @@ class Store:
         self._held.discard(name)
         if self.exists:
             dataset = self.dataset()
-            with self._errors():
+            with self.errors():
                 if name in dataset.tags.list():
                     dataset.tags.delete(name)
 
@@ -560,13 +559,13 @@ class Store:
         if not self.exists:
             return []
         dataset = self.dataset()
-        with self._errors(reading=True):
+        with self.errors(reading=True):
             return list(dataset.tags.list())
 
     def change(self, work: Callable[[Any], T]) -> T:
         """Have ``work`` change the rows' dataset in ways that leave the rows as they are, durably; within ``writing``."""
         dataset = self.dataset()
-        with self._errors():
+        with self.errors():
             before = self._files()
             done = work(dataset)
             self._make_durable(before)
@@ -587,8 +586,14 @@ class Store:
                 objects.fsync(path)
 
     @contextlib.contextmanager
-    def _errors(self, reading: bool = False) -> Iterator[None]:
-        """Lance's and the system's errors as one of ours that names the catalog and the mend."""
+    def errors(self, reading: bool = False, mend: str = "") -> Iterator[None]:
+        """What goes wrong within, with Lance or the files, as a CatalogError that names the catalog and the mend.
+
+        Args:
+            reading: nothing is written within: an error is the catalog's.
+            mend: what is left, or to be done; by default that of damage or of a commit.
+        """
+        kept = mend or "nothing of this batch was kept, what was there before is untouched"
         try:
             if not reading:
                 self._lease.check()
@@ -597,7 +602,7 @@ class Store:
             message = str(error)
             if "No space left" in message or getattr(error, "errno", 0) == 28:
                 raise CatalogError(
-                    f"{self.directory}: the disk is full; nothing of this batch was kept. Free some space and run again"
+                    f"{self.directory}: the disk is full; {kept}. Free some space and run again"
                 ) from error
             if isinstance(error, PermissionError) or "ermission denied" in message or "Read-only" in message:
                 raise CatalogError(f"{self.directory}: cannot be written ({message}); check its permissions") from error
@@ -608,8 +613,7 @@ class Store:
                     f"{self.directory}: the version that was being read has been cleaned up meanwhile; try again"
                 ) from error
             short = message.split(", /")[0].split("\n")[0][:300]
-            mend = MEND if reading else "nothing of this batch was kept, what was there before is untouched"
-            raise CatalogError(f"{self.directory}: {short}; {mend}") from error
+            raise CatalogError(f"{self.directory}: {short}; {(mend or MEND) if reading else kept}") from error
         finally:
             if not reading:
                 self._stamp = None
