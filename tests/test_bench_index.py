@@ -100,10 +100,10 @@ def test_what_cannot_be_measured_is_said(catalog: lookalike.Catalog, tmp_path: P
 
 def test_memory_is_what_was_taken_meanwhile():
     with bench.Memory() as memory:
-        taken = np.ones(30_000_000, np.uint8)
+        taken = np.ones(100_000_000, np.uint8)  # more than malloc gives out of what it has
         time.sleep(0.2)
         del taken
-    assert memory.peak == 0 or 25e6 < memory.peak < 200e6
+    assert memory.peak == 0 or 90e6 < memory.peak < 300e6
 
 
 def test_texts_are_titles_and_words_of_the_columns(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
