@@ -2,7 +2,7 @@
 
     DIR/generation.json       Lance's version and fragments, encoder, sizes of the files below
     DIR/column-000.arrow …    one column each (Arrow IPC): of photos, or of products
-    DIR/{first,address,key,key_row,vectors}.npy, DIR/words/
+    DIR/{first,address,key,key_row,vectors,covariance}.npy, DIR/words/ (of titles), DIR/index/
 
 Everything here is derived from the catalog's rows and can be made again at any time.
 """
@@ -50,7 +50,7 @@ SAMPLE = 20_000
 WIDE = 2**31 - 1
 """Bytes of text that one Arrow string array can hold."""
 
-SAVED_FROM = 100_000
+SAVED_FROM = indexes.EXACT_UP_TO
 """Photos from which on a catalog has derived files: fewer are read and scanned in no time."""
 
 ASKED = 200
@@ -330,7 +330,7 @@ def load(directory: Path, store: Store) -> Segment:
         encoder=content["encoder"], directory=directory, **arrays,
     )  # fmt: skip
     segment.made = content["index"]
-    segment.index = None if kind == "exact" else indexes.load(kind, directory, matrix)
+    segment.index = None if kind == "exact" else indexes.load(kind, directory / "index", matrix)
     return segment
 
 
@@ -451,7 +451,8 @@ def _fill(
     tell("recall", 0, 1)
     index = indexes.tuned(index, segment.vectors, texts(said) if said else None)
     tell("recall", 1, 1)
-    index.save(folder)
+    (folder / "index").mkdir()
+    index.save(folder / "index")
     np.save(folder / "covariance.npy", segment.covariance)
     seconds = round(time.monotonic() - started, 1)
     seal(segment, {"index": {"kind": kind, **more, "settings": index.settings, "seconds": seconds}})
