@@ -96,12 +96,14 @@ def _connected(address: str) -> Iterator[Any]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what it does about a node that died
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # Ray prints there what it does about a node that died, also while it ends
+        try:
             yield ray
-    finally:
-        if ours:
-            ray.shutdown()
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def _must_answer(address: str) -> None:
