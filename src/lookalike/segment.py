@@ -409,7 +409,7 @@ def _made(store: Store, cache: Path, kind: str, memory: int, texts: Any, tell: S
     folder = cache / f"{version}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
-        _fill(store, manifest, dataset, folder, old, chosen, texts, tell, {"why": why, "asked": asked}, started)
+        told = _fill(store, manifest, dataset, folder, old, chosen, texts, tell, {"why": why, "asked": asked}, started)
         part = cache / "current.json.part"
         part.write_text(json.dumps({"generation": folder.name}), "utf-8")
         part.replace(cache / "current.json")
@@ -421,14 +421,17 @@ def _made(store: Store, cache: Path, kind: str, memory: int, texts: Any, tell: S
     if chosen != "ivf":
         with contextlib.suppress(CatalogError):
             store.release(folder.name)
-    return dict(load(folder, store).made)
+    return told
 
 
 def _fill(
     store: Store, manifest: Manifest, dataset: Any, folder: Path, old: Segment | None, kind: str, texts: Any, tell: Stages,
     more: dict[str, Any], started: float,
-) -> None:  # fmt: skip
-    """All files of a generation; the version that they are of is held meanwhile, and stays so where Lance searches it."""
+) -> dict[str, Any]:  # fmt: skip
+    """All files of a generation, and what they say of the index.
+
+    The version that they are of is held meanwhile, and stays so where Lance searches it.
+    """
     report = lambda done, total: tell("index", done, total)  # noqa: E731
     kept: indexes.Index | None = None
     if kind == "ivf":  # Lance's own, a commit; then the base is of that version
@@ -455,7 +458,9 @@ def _fill(
     index.save(folder / "index")
     np.save(folder / "covariance.npy", segment.covariance)
     seconds = round(time.monotonic() - started, 1)
-    seal(segment, {"index": {"kind": kind, **more, "settings": index.settings, "seconds": seconds}})
+    told = {"kind": kind, **more, "settings": index.settings, "seconds": seconds}
+    seal(segment, {"index": told})
+    return told
 
 
 def _sweep(store: Store, cache: Path) -> None:
@@ -472,14 +477,14 @@ def _sweep(store: Store, cache: Path) -> None:
             for tag in store.held():
                 if _GENERATION.fullmatch(tag) and tag not in here:
                     store.release(tag)
-        if not any(_GENERATION.fullmatch(tag) for tag in store.held()):
+        if _indexed(store.dataset()) and not any(_GENERATION.fullmatch(tag) for tag in store.held()):
             with store.writing("reindex"):
-                store.change(_drop)
+                store.change(lambda dataset: dataset.drop_index(NAME))
 
 
-def _drop(dataset: Any) -> None:
-    if any(one.name == NAME for one in dataset.describe_indices()):
-        dataset.drop_index(NAME)
+def _indexed(dataset: Any) -> bool:
+    """Whether Lance has an index of the vectors."""
+    return any(one.name == NAME for one in dataset.describe_indices())
 
 
 def sayings(segment: Segment, count: int = ASKED, seed: int = 0) -> list[str]:
@@ -512,8 +517,7 @@ def _in_lance(store: Store, old: Segment | None, report: Progress) -> tuple[Ivf,
 
         def work(dataset: Any) -> tuple[Ivf, Any]:
             none = np.empty(dataset.count_rows(), np.uint64)
-            there = any(one.name == NAME for one in dataset.describe_indices())
-            if there and old is not None and isinstance(old.index, Ivf):
+            if _indexed(dataset) and old is not None and isinstance(old.index, Ivf):
                 index = old.index.carried(Stored(dataset, none), np.empty(0, np.int64), report)
             else:
                 index = build_ivf(dataset, none, report)

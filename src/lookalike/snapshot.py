@@ -524,11 +524,11 @@ class Snapshot:
         index, cut = self.base.index, self._begin[1]
         inside, after = (None, None) if allowed is None else (allowed[:cut], allowed[cut:])
         late = np.arange(cut, len(self.photos)) if after is None else cut + np.flatnonzero(after)
-        if inside is not None and np.count_nonzero(inside) <= max(n, index.gathered):
+        passing = cut if inside is None else int(np.count_nonzero(inside))
+        if inside is not None and passing <= max(n, index.gathered):
             return np.append(np.flatnonzero(inside), late)
         rerank = index.settings["rerank"]
         wanted = max(n, least, rerank["least"], int(np.ceil(rerank["per_hit"] * n)))
-        passing = cut if inside is None else int(np.count_nonzero(inside))
         if wanted > SCANNED * passing:
             wanted = passing
         found = index.candidates(query, wanted, inside) if wanted < passing else np.empty(0, np.intp)
