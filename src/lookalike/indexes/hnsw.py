@@ -18,7 +18,7 @@ from lookalike.indexes.exact import scan, top
 from lookalike.indexes.flat import largest, rounded
 
 ADDED = 10_000
-"""Rows handed over at a time."""
+"""Rows handed over at a time; the first of them by one thread, since rows that enter a small graph at once miss each other."""
 
 SCORED = 40
 """Rows that are scored exactly for the 10 best: by int8 alone, 20 of them held all 10, of photos and of texts."""
@@ -41,7 +41,7 @@ class Hnsw:
         self.graph, self.keys, self.vectors, self.settings = graph, keys, vectors, settings
         # A byte a number tells the best few well: far more rows are looked at than are scored exactly.
         self.ladder = [
-            {"looked_at": n, "rerank": {"least": min(n, SCORED), "per_hit": 3}}
+            {"looked_at": n, "rerank": {"least": min(n, SCORED), "per_hit": min(n, SCORED) / 10}}
             for n in (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
         ]
         self._order = np.argsort(keys, kind="stable")
@@ -63,7 +63,7 @@ class Hnsw:
             progress: called with rows done and in all.
             connectivity: neighbours of a row (M of the paper; twice as many on the lowest level).
             expansion: rows looked at for each that is added (efConstruction).
-            threads: 0 for all cores. With more than one, two builds are not quite the same.
+            threads: 0 for all cores. With more than one, two builds of over ``ADDED`` rows are not quite the same.
         """
         settings = {
             "connectivity": connectivity,
@@ -171,7 +171,7 @@ def _add(
         found, first = np.unique(keys[part], return_index=True)
         first = np.sort(first[~np.atleast_1d(graph.contains(found))])
         if len(first):
-            graph.add(keys[part][first], codes[first], threads=settings["threads"])
+            graph.add(keys[part][first], codes[first], threads=settings["threads"] if len(graph) >= ADDED else 1)
             seen += len(first)
         if progress:
             progress(start + len(part), len(rows))
