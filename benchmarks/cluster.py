@@ -2,8 +2,8 @@
 
     python benchmarks/cluster.py SOURCE [--workers 1,2,3] [--encoder builtin] [--namespaces] [--json FILE]
 
-SOURCE is a folder, a table or a dataset's layout. Each node of the cluster is a tree of processes of its own with one core
-to give (with ``--namespaces``, as root on Linux, in a network namespace of its own); the head gives none. The S3 server is
+SOURCE is a folder, a table or a dataset's layout. Each node of the cluster is a tree of processes of its own, bound to one core
+(Linux; with ``--namespaces``, as root, in a network namespace of its own); the head gives none. The S3 server is
 moto's, on loopback, or whatever AWS_ENDPOINT_URL names (``--bucket`` must exist there). Shown, one after the other:
 
 1. the reference: ``lookalike index SOURCE`` into a local directory, by this machine alone;
@@ -29,6 +29,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -58,14 +59,37 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu(*pids: int) -> float:
-    """CPU seconds of processes with all that descend, or did, from them."""
-    total = 0.0
-    for pid in (p for root in pids for p in tree(root)):
-        with contextlib.suppress(OSError, IndexError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += sum(int(f) for f in fields[11:15]) / HERTZ
-    return total
+class Spent(threading.Thread):
+    """CPU seconds of process trees by role, looked at while they run: Ray's ended workers are in nobody's sum."""
+
+    def __init__(self, roles: dict[str, list[int]]):
+        super().__init__(daemon=True)
+        self.roles, self.over = roles, threading.Event()
+        self.seen: dict[str, dict[int, float]] = {role: {} for role in roles}
+        self._look()
+        self.before = self._sums()
+        self.start()
+
+    def run(self) -> None:
+        while not self.over.wait(0.25):
+            self._look()
+
+    def _look(self) -> None:
+        for role, roots in self.roles.items():
+            for pid in (p for root in roots for p in tree(root)):
+                with contextlib.suppress(OSError, IndexError):
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    self.seen[role][pid] = sum(int(f) for f in fields[11:13]) / HERTZ
+
+    def _sums(self) -> dict[str, float]:
+        return {role: sum(times.values()) for role, times in self.seen.items()}
+
+    def end(self) -> dict[str, float]:
+        """Seconds by role since the beginning."""
+        self.over.set()
+        self.join()
+        self._look()
+        return {role: seconds - self.before[role] for role, seconds in self._sums().items()}
 
 
 def kill(process: subprocess.Popen[Any]) -> int:
@@ -162,6 +186,8 @@ class Cluster:
 
     def _node(self, n: int) -> subprocess.Popen[Any]:
         inside, address = self.spaces.node(n)
+        # A machine of one core: the libraries' threads would else take all there are, and one worker do the work of two.
+        inside = ["taskset", "--cpu-list", str(n % (os.cpu_count() or 1)), *inside]
         return self._start(inside, address, f"--address={self.address}", "--num-cpus=1")
 
     def _complete(self) -> bool:
@@ -250,13 +276,12 @@ class Bench:
             catalog = f"{self.bucket}/workers-{workers}"
             roles = {"workers": [n.pid for n in cluster.nodes], "ray": [cluster.head.pid]}
             roles |= {"storage": [self.server.pid]} if self.server else {}
-            before = {role: cpu(*pids) for role, pids in roles.items()}
-            spent, wall = os.times(), time.monotonic()
+            spent, wall, meter = os.times(), time.monotonic(), Spent(roles)
             done = subprocess.run(
                 self.command(catalog, "--ray", cluster.address), capture_output=True, text=True, check=True
             )
             took, after = time.monotonic() - wall, os.times()
-            seconds = {role: cpu(*pids) - before[role] for role, pids in roles.items()}
+            seconds = meter.end()
             seconds["driver"] = (
                 after.children_user + after.children_system - spent.children_user - spent.children_system
             )

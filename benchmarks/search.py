@@ -89,7 +89,9 @@ def main() -> None:
 
 def over_http(catalog: str, text: str, expression: str, content: bytes, n: int) -> None:
     command = [sys.executable, "-u", "-m", "lookalike", "serve", "--catalog", catalog, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # a line each time
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )  # a line each time
     assert process.stdout
     try:
         address = next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+\d", line)))
