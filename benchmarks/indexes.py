@@ -19,6 +19,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 from usearch.index import Index as Usearch
 
 from lookalike.evaluation.bench_index import Memory, rows_in_lance
@@ -28,17 +29,26 @@ from lookalike.indexes.flat import rounded
 K = 10
 
 
-def timed(work: Callable[[np.ndarray], np.ndarray], queries: np.ndarray, edge: np.ndarray, vectors: np.ndarray) -> str:
-    """Recall, p50 and p95 of a call that gives rows."""
-    work(queries[0])
-    times, found = [], 0.0
-    for query, least in zip(queries, edge, strict=True):
-        start = time.perf_counter()
-        rows = work(query)
-        times.append((time.perf_counter() - start) * 1000)
-        found += min(K, int(np.count_nonzero(vectors[rows] @ query >= least - 1e-6))) / K
-    timed.last = float(np.median(times))  # type: ignore[attr-defined]
-    return f"{found / len(queries):7.4f} {timed.last:9.3f} {np.percentile(times, 95):9.3f}"  # type: ignore[attr-defined]
+Work = Callable[[np.ndarray], np.ndarray]
+
+
+def measured(works: dict[str, Work], queries: np.ndarray, edge: np.ndarray, vectors: np.ndarray, what: str) -> None:
+    """Recall, p50 and p95 of calls that give rows: query by query each in turn, so that what else runs meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    found = dict.fromkeys(works, 0.0)
+    for work in works.values():
+        work(queries[0])
+    for n, (query, least) in enumerate(zip(queries, edge, strict=True)):
+        for name in list(works)[:: 1 if n % 2 else -1]:
+            start = time.perf_counter()
+            rows = works[name](query)
+            times[name].append((time.perf_counter() - start) * 1000)
+            found[name] += min(K, int(np.count_nonzero(vectors[rows] @ query >= least - 1e-6))) / K
+    for name, spent in times.items():
+        figures = f"{found[name] / len(queries):7.4f} {np.median(spent):9.3f} {np.percentile(spent, 95):9.3f}"
+        print(f"{name + ', ' + what:56} {figures}")
+    ours, bare = (np.median(spent) for spent in list(times.values())[:2])
+    print(f"{'':8}ours / bare, {what}: {ours / bare:.2f}", flush=True)
 
 
 def main() -> None:
@@ -49,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
+    threadpool_limits(1)
     vectors = np.load(options.vectors, mmap_mode="r")
     rng = np.random.default_rng(0)
     asked = vectors[rng.choice(len(vectors), options.rounds)]
@@ -60,16 +71,6 @@ def main() -> None:
     edges = {name: base.edges(vectors, queries, [K])[:, 0] for name, queries in sets.items()}
     print(f"{len(vectors):,} vectors of {vectors.shape[1]}")
     print(f"{'':56} {'recall':>7} {'p50 ms':>9} {'p95 ms':>9}")
-
-    def line(name: str, work: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
-        out = {}
-        for kind, queries in sets.items():
-            print(f"{name + ', ' + kind:56} {timed(work, queries, edges[kind], vectors)}", flush=True)
-            out[kind] = timed.last  # type: ignore[attr-defined]
-        return out
-
-    def ratio(ours: dict[str, float], bare: dict[str, float]) -> None:
-        print(f"{'':8}ours / bare: " + ", ".join(f"{name} {ours[name] / bare[name]:.2f}" for name in ours))
 
     for kind in options.kinds.split(","):
         with tempfile.TemporaryDirectory() as folder:
@@ -88,18 +89,17 @@ def main() -> None:
                 f"{kind}: built in {seconds:.1f} s with {memory.peak / 1e6:,.0f} MB; holds {index.nbytes / 1e6:,.0f} MB"
             )
             base.tuned(index, where, texts)
-            ours = line(f"lookalike {kind}", partial(answered, index, where))
-            name, bare = BARE[kind](vectors, index)
-            ratio(ours, line(name, bare))
-            if kind == "exact":
-                line(*bare_faiss(vectors, index))
+            works = {f"lookalike {kind}": partial(answered, index, where)}
+            works |= [BARE[kind](vectors, index)] + ([bare_faiss(vectors, index)] if kind == "exact" else [])
+            for what, queries in sets.items():
+                measured(works, queries, edges[what], vectors, what)
 
 
 def answered(index: base.Index, vectors: base.Vectors, query: np.ndarray) -> np.ndarray:
     return base.search(index, vectors, query, K)[0]
 
 
-Bare = tuple[str, Callable[[np.ndarray], np.ndarray]]
+Bare = tuple[str, Work]
 
 
 def bare_numpy(vectors: np.ndarray, index: base.Index) -> Bare:
