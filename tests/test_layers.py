@@ -22,6 +22,7 @@ LAYERS = [
     {"catalog"},
     {"__init__"},
     {"server"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
 ]

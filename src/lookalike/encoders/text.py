@@ -130,7 +130,9 @@ def _must_be_plain(file: Path) -> None:
     """Raise InputError where a model has a part whose weights could be pickled, or that runs code of its own."""
     for kind in (str(part["type"]) for part in json.loads(file.read_text("utf-8"))):
         if kind.partition(".")[0] != "sentence_transformers" or kind.rpartition(".")[2] not in PARTS:
-            raise InputError(f"{file}: has a part {kind}; models of {', '.join(PARTS)} alone are read: others can run code")
+            raise InputError(
+                f"{file}: has a part {kind}; models of {', '.join(PARTS)} alone are read: others can run code"
+            )
 
 
 class TextBeside:
