@@ -52,11 +52,14 @@ def test_as_a_command(shop: Path, tmp_path: Path):
         command = [sys.executable, "-m", module, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **more})
 
+    before = os.times()
     done = run("doctor", "--json", "--catalog", shop)
+    after = os.times()
     found = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
     assert found["ok"]
-    assert found["seconds"] < 6  # 1.5 s alone; a shared machine gets some room
+    work = after.children_user - before.children_user + after.children_system - before.children_system
+    assert work < 6  # 2 s of a core; what else the machine does is not counted
     assert all(set(c) == {"level", "what", "found", "mend"} for c in found["checks"])
     (shop / "catalog.json").write_text("{")
     done = run(shop, module="lookalike.doctor", LOOKALIKE_MEMORY="lots")
@@ -84,7 +87,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "format": (lambda d: changed(d, format=99), "catalog", "of format 99, this version reads up to"),
     "quarantine": (lambda d: (d / "quarantine.json").write_text("["), "catalog", "quarantine.json: damaged"),
     "keys": (lambda d: (d / "keys.json").write_text("{}"), "keys", "keys.json: damaged"),
-    "encoder": (lambda d: changed(d, encoder_id="fake-0"), "encoder", "made by fake-0; fake is fake-1 now"),
+    "encoder": (lambda d: changed(d, encoder_id="fake-0"), "encoder", "were made by fake-0, not by fake-1"),
     "encoder gone": (lambda d: changed(d, encoder="/no/where"), "encoder", "/no/where made the vectors, and is not there"),
 }  # fmt: skip
 

@@ -514,7 +514,7 @@ def catalog_at(where: str, asked: bool = True) -> Findings:
         make = f"make it: lookalike index SOURCE --catalog {where}"
         yield Finding(BAD if asked else NOTE, "catalog", f"there is none at {where}", make)
         return
-    found = [*_rows(where, store, manifest), *_keys(where, store), *_encoder(manifest)]
+    found = [*_rows(where, store, manifest), *_keys(where, store), *_encoder(store, manifest)]
     yield from found
     if all(f.level != BAD for f in found):
         yield from _searched(where, store)
@@ -611,7 +611,7 @@ def _keys(where: str, store: Store) -> Findings:
         yield ok("keys", f"{len(found)}{told}")
 
 
-def _encoder(manifest: Manifest) -> Findings:
+def _encoder(store: Store, manifest: Manifest) -> Findings:
     """The encoder that made the vectors; one that would have to be fetched, or wants torch, is not loaded."""
     from lookalike import encoders
     from lookalike.errors import LookalikeError
@@ -634,11 +634,10 @@ def _encoder(manifest: Manifest) -> Findings:
     except LookalikeError as error:
         yield bad("encoder", error)
         return
-    if made.id != manifest.encoder_id:
-        mend = f"use --encoder {manifest.encoder} (LOOKALIKE_ENCODER), or index into another --catalog"
-        if name == manifest.encoder:
-            mend = "its files were exchanged: bring the former ones back, or index into another --catalog"
-        yield bad("encoder", f"the vectors were made by {manifest.encoder_id}; {name} is {made.id} now", mend)
+    try:
+        store.check_encoder(made.id, made.name)
+    except LookalikeError as error:
+        yield bad("encoder", error)
         return
     yield from _tried("encoder", made, "export or install it again")
 
