@@ -233,6 +233,9 @@ def test_requirements_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatc
 def test_libraries_and_decoders_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch):
     from PIL import AvifImagePlugin, Image
 
+    with monkeypatch.context() as patch:
+        patch.setenv("ORT_DISABLE_TELEMETRY", "0")
+        assert "may tell Microsoft" in worst(doctor.libraries()).found
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not there
     found = worst(doctor.libraries())
     assert (found.level, found.what) == (BAD, "tokenizers")

@@ -124,6 +124,19 @@ def test_weights_that_could_run_code_are_refused_by_their_name(tmp_path: Path, s
         encoders.load(str(file))
 
 
+def test_no_library_keeps_a_diary_of_its_use_to_send(tmp_path: Path):
+    """onnxruntime's packages queue events for Microsoft in the user's cache, with an id of the machine, unless told not to."""
+    hushed = ("CI", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    env = {k: v for k, v in os.environ.items() if k not in hushed} | {
+        "HOME": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    code = "from lookalike.encoders import load; print(load('builtin', threads=1).encode_texts(['red']).shape)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "(1, 256)", done.stderr
+    assert not [f for f in tmp_path.rglob("*") if f.is_file()]
+
+
 # Weights are those that were sealed.
 
 

@@ -249,6 +249,8 @@ def libraries() -> Findings:
     ort = sys.modules.get("onnxruntime")
     if ort is not None:
         providers = ort.get_available_providers()
+        if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
+            yield note("onnxruntime", "may tell Microsoft of its use", "set ORT_DISABLE_TELEMETRY=1, or leave it unset")
         if "CPUExecutionProvider" in providers:
             yield ok("onnxruntime", f"{ort.__version__}, {', '.join(providers)} (encoders use the CPU)")
         else:

@@ -188,6 +188,7 @@ def session(file: Path, threads: int) -> Any:
     """An ONNX file, ready to run on so many cores."""
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()  # on Windows the variable that lookalike/__init__.py sets does not count
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
