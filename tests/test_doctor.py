@@ -234,6 +234,14 @@ def test_libraries_and_decoders_that_cannot_be_loaded(monkeypatch: pytest.Monkey
     from PIL import AvifImagePlugin, Image
 
     with monkeypatch.context() as patch:
+        short = metadata.PackagePath("lark/native.so")
+        short.size, short.dist = 100, metadata.distribution("lark")
+        patch.setitem(sys.modules, "lark", sys.modules.get("lark"))
+        patch.setattr(metadata, "files", lambda name: [short] if name == "lark" else [])
+        found = worst(doctor.libraries())
+        assert found.what == "lark"
+        assert "native.so has 0 bytes instead of 100" in found.found
+    with monkeypatch.context() as patch:
         patch.setenv("ORT_DISABLE_TELEMETRY", "0")
         assert "may tell Microsoft" in worst(doctor.libraries()).found
     monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not there

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import faulthandler
 import hashlib
 import importlib
 import json
@@ -44,6 +45,9 @@ IMPORTED = (
     "python_multipart", "prometheus_client", "typer", "rich",
 )  # fmt: skip
 """Modules of the base installation: a wheel for another processor or an older system library shows when it is loaded."""
+
+PACKAGES = {"PIL": "pillow", "lance": "pylance"}
+"""Names of the packages that bring a module of another name."""
 
 EXTRAS = {
     "torch": "encoders of timm and open_clip, MiniLM, export",
@@ -239,11 +243,16 @@ def libraries() -> Findings:
     """Whether the libraries can be loaded."""
     failed = False
     for name in IMPORTED:
+        if cut := _cut_short(name):
+            failed = True
+            sys.modules[name] = None  # type: ignore[assignment]  # to load it could end this process: nobody will
+            yield bad(name, cut, f"pip install --force-reinstall {PACKAGES.get(name, name)}")
+            continue
         try:
             importlib.import_module(name)
         except Exception as error:  # some raise what they like while they are loaded
             failed = True
-            yield bad(name, f"cannot be loaded ({type(error).__name__}: {_line(error)})", _after(error))
+            yield bad(name, f"cannot be loaded ({type(error).__name__}: {_line(error)})", _after(error, name))
     if not failed:
         yield ok("libraries", f"{len(IMPORTED)} can be loaded")
     ort = sys.modules.get("onnxruntime")
@@ -256,6 +265,21 @@ def libraries() -> Findings:
         else:
             mend = "pip install --force-reinstall onnxruntime"
             yield bad("onnxruntime", f"has no CPU provider, only {', '.join(providers)}", mend)
+
+
+def _cut_short(module: str) -> str:
+    """Which native files of a package are not as large as they were installed, "" where all are."""
+    try:
+        files = metadata.files(PACKAGES.get(module, module)) or []
+    except metadata.PackageNotFoundError:
+        return ""
+    for file in files:
+        if file.size and (file.suffix in (".so", ".pyd", ".dylib", ".dll") or ".so." in file.name):
+            place = Path(str(file.locate()))
+            size = place.stat().st_size if place.is_file() else 0
+            if size != file.size:
+                return f"{place} has {size} bytes instead of {file.size}"
+    return ""
 
 
 def photos() -> Findings:
@@ -673,14 +697,14 @@ def _line(error: object) -> str:
     return str(error).strip().split("\n")[0][:400]
 
 
-def _after(error: Exception) -> str:
-    """What to do about an error that no check foresaw."""
+def _after(error: Exception, module: str = "") -> str:
+    """What to do about an error that no check foresaw, perhaps while a module was loaded."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"pip install --force-reinstall {error.name.partition('.')[0]} (or what brings it)"
-    if isinstance(error, ImportError):
-        return (
-            "it was built for another system, or a library of the system is missing: pip install --force-reinstall it"
-        )
+        module = error.name.partition(".")[0]
+        return f"pip install --force-reinstall {PACKAGES.get(module, module)}"
+    if isinstance(error, (ImportError, OSError)) and module:
+        mend = f"pip install --force-reinstall {PACKAGES.get(module, module)}"
+        return f"it is damaged, built for another system, or lacks a library of the system: {mend}"
     return "please report it"
 
 
@@ -694,6 +718,7 @@ def _bytes(count: int) -> str:
 
 def main(catalog: str = "", asked: bool = True, as_json: bool = False, write: Callable[[str], Any] = print) -> bool:
     """Make all checks and write what they found; returns whether nothing is bad."""
+    faulthandler.enable()  # a damaged library may end the process while it is loaded: then it says which
     start, found = time.perf_counter(), []
     for finding in examine(catalog, asked):
         found.append(finding)
