@@ -316,7 +316,7 @@ def builtin() -> Findings:
     try:
         made = encoders.load("builtin", threads=1)
     except LookalikeError as error:
-        yield bad("built-in encoder", _line(error).partition("; ")[0], REINSTALL)
+        yield bad("built-in encoder", _line(error).rpartition("; ")[0], REINSTALL)
         return
     yield from _tried(
         "built-in encoder", made, "its arithmetic is wrong here: pip install --force-reinstall onnxruntime"
