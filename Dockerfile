@@ -15,7 +15,7 @@ RUN site=$(/opt/lookalike/bin/python -c "import site; print(site.getsitepackages
     && printf '#!/opt/lookalike/bin/python\nfrom lookalike.cli import main\n\nmain()\n' > /opt/lookalike/bin/lookalike \
     && chmod 755 /opt/lookalike/bin/lookalike \
     && /opt/lookalike/bin/python -m compileall -q "$site" \
-    && /opt/lookalike/bin/lookalike encoders
+    && /opt/lookalike/bin/lookalike doctor
 
 FROM python:${PYTHON}
 RUN useradd --system --uid 10001 --no-create-home lookalike && install -d -o 10001 -g 10001 /data

@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SOURCE ?=
 PORT ?= 8000
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test check lint format bench dist smoke audit clean
 
 # The drawn demo catalog, or your own photos: make demo SOURCE=/my/photos
 demo: $(VENV)/.base
@@ -32,6 +32,23 @@ format: $(VENV)/.dev
 # Speed beside bare numpy and onnxruntime: make bench CATALOG=shop.catalog
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/search.py $(CATALOG)
+
+# Wheel, sdist, what is locked as a CycloneDX SBOM, and the digests of all three; the same sources give the same bytes.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.txt --pyproject pyproject.toml \
+		--output-reproducible -o dist/lookalike.cdx.json
+	cd dist && sha256sum *.whl *.tar.gz *.json | tee SHA256SUMS
+
+# The wheel in a fresh environment of each Python that is here: make smoke PYTHONS="python3.10 python3.13"
+PYTHONS ?=
+smoke: dist
+	scripts/pythons $(PYTHONS)
+
+# Exit code 1: known vulnerabilities; 2: the database could not be asked.
+audit: $(VENV)/.dev
+	$(BIN)/python scripts/audit
 
 clean:
 	rm -rf $(VENV) dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -87,8 +87,3 @@ def test_settings_come_from_variables(monkeypatch: pytest.MonkeyPatch):
     assert parameters["catalog"].envvar == "LOOKALIKE_CATALOG"
     assert parameters["api_key"].envvar == "LOOKALIKE_API_KEY"
     assert COMMAND.context_settings["auto_envvar_prefix"] == "LOOKALIKE"
-
-
-def test_no_address_of_a_registry_and_no_pickle_is_tracked():
-    text = "".join((ROOT / f).read_text() for f in ("requirements.txt", "requirements-dev.txt", "pyproject.toml"))
-    assert not re.search(r"--(extra-)?index-url|/simple/", text)

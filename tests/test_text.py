@@ -372,6 +372,16 @@ def test_other_words_are_another_encoder(both: Encoder, minilm: Path, tmp_path: 
     assert encoders.load(f"minilm@{other}+fake").id != both.id
 
 
+@pytest.mark.parametrize("kind", ["sentence_transformers.models.Dense", "mine.Transformer", "os.system"])
+def test_a_model_with_parts_that_could_run_code_is_refused(minilm: Path, tmp_path: Path, kind: str):
+    other = shutil.copytree(minilm, tmp_path / "other")
+    parts = json.loads((other / "modules.json").read_text())
+    parts.append({"idx": len(parts), "name": "9", "path": "9", "type": kind})
+    (other / "modules.json").write_text(json.dumps(parts))
+    with pytest.raises(InputError, match=rf"modules\.json: has a part {kind}; .*others can run code"):
+        encoders.load(f"minilm@{other}+fake")
+
+
 def test_wrong_names_are_told(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="no such directory; give one that holds sentence-transformers/all-MiniLM"):
         encoders.load("minilm@/nowhere+fake")

@@ -8,8 +8,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# The packages of onnxruntime (from 1.29 on, outside Windows too) tell Microsoft of each process, model and error unless this is
+# set before they are loaded; huggingface_hub tells its own of what loads models. Who wants that sets these variables to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from lookalike.catalog import Catalog
 from lookalike.errors import LookalikeError

@@ -71,7 +71,7 @@ class Catalog:
             from lookalike.encoders import load
 
             made = load(self._wanted, self._threads) if isinstance(self._wanted, str) else self._wanted
-            self.store.check_encoder(made.id)
+            self.store.check_encoder(made.id, made.name)
             self._encoder = made
         return self._encoder
 

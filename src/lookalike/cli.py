@@ -422,6 +422,21 @@ def verify(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
 
 
 @app.command()
+def doctor(
+    catalog: Annotated[
+        str,
+        typer.Option("--catalog", envvar="LOOKALIKE_CATALOG", help=f"Look at this catalog, too; by default {HERE}."),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Check the installation, the machine and a catalog, and say how to mend what is wrong; exit code 1 where something is."""
+    from lookalike import doctor
+
+    if not doctor.main(catalog or HERE, bool(catalog), as_json, typer.echo):
+        raise typer.Exit(1)
+
+
+@app.command()
 def compact(catalog: CatalogDir = HERE) -> None:
     """Merge small files; indexing does it by itself."""
     _open(catalog).compact()

@@ -395,7 +395,7 @@ class Plan:
         ``names`` are those of ``put``, None is a sync.
         """
         self.start = time.monotonic()
-        store.check_encoder(encoder.id)
+        store.check_encoder(encoder.id, encoder_name)
         self.store, self.source, self.names = store, source, names
         self.report = Report()
         self.quarantined = list(source.quarantined)

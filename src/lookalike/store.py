@@ -242,17 +242,23 @@ class Store:
         with self.errors():
             self.folder.replace(_MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
 
-    def check_encoder(self, encoder_id: str) -> None:
-        """Refuse vectors of another encoder.
+    def check_encoder(self, encoder_id: str, name: str = "") -> None:
+        """Refuse vectors of another encoder; ``name`` is what this one was asked for by.
 
         Raises:
-            EncoderMismatch: the catalog was made by another one.
+            EncoderMismatch: the catalog was made by another one, or by this one with other weights.
         """
         manifest = self.manifest()
         if manifest and manifest.encoder_id != encoder_id:
+            mend = f"use --encoder {manifest.encoder}, or"
+            if name == manifest.encoder:
+                told = ", ".join(
+                    f"{key} {manifest.source[key]}" for key in ("hub", "revision") if key in manifest.source
+                )
+                mend = f"its weights are others now: bring those back{told and f' ({told})'}, or"
             raise EncoderMismatch(
                 f"{self.directory}: its vectors were made by {manifest.encoder_id}, not by {encoder_id}; "
-                f"use --encoder {manifest.encoder}, or index into another --catalog"
+                f"{mend} index into another --catalog"
             )
 
     # Reading

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.encoders.base import Encoder
-from lookalike.errors import UsageError
+from lookalike.errors import InputError, UsageError
 
 __all__ = ["Encoder", "known", "load"]
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".joblib", ".npz", ".h5", ".keras")
+"""Suffixes of weights that can run code when they are read, or of none that is read here."""
 
 ON_HUB = (
     ("resnet50", "timm", "timm/resnet50.a1_in1k", 2048, 224, 102, "Apache-2.0"),
@@ -93,6 +96,11 @@ def load(name: str = "builtin", threads: int = 0) -> Encoder:
             from lookalike.encoders.baselines import TFLiteFeatures
 
             return TFLiteFeatures(Path(name).resolve())
+        case _ if "@" not in name and Path(name).suffix.lower() in PICKLED:
+            raise InputError(
+                f"{name}: weights of this kind can run code when they are read, and are not; give them as .safetensors behind "
+                "the name of their net (resnet50@FILE), or an exported directory (lookalike export-encoder)"
+            )
         case _ if Path(name, "encoder.json").is_file():
             from lookalike.encoders import ensemble
             from lookalike.encoders.onnx import OnnxEncoder

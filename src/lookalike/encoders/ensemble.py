@@ -2,7 +2,7 @@
 
 A fitted one is a directory:
 
-encoder.json     name, dim, members (sub-directories, files, or names of encoders without weights), head
+encoder.json     name, dim, members (sub-directories, files, or names of encoders without weights), head and its SHA-256
 head.onnx        float32 (n, sum of the members' dimensions), of unit length each → float32 (n, dim), unit length
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lookalike.encoders.base import Encoder, Vectors, photo_dim
-from lookalike.encoders.onnx import session
+from lookalike.encoders.onnx import session, verified
 from lookalike.errors import InputError, UsageError
 
 
@@ -52,6 +52,7 @@ def fitted(path: Path, threads: int = 0) -> Ensemble | None:
     if "members" not in config:
         return None
     try:
+        list(verified(path, [config["head"]], config))
         named = [str(path / m) if (path / m).exists() else str(m) for m in config["members"]]
         found = Ensemble([encoders.load(n, threads) for n in named], path / config["head"])
         if found.dim != config["dim"]:

@@ -1,6 +1,7 @@
 """Encoders that are a directory of ONNX files: the built-in one, and whatever was trained and exported.
 
-encoder.json     name, dim, input size and fit, file names: preprocessing is data and travels with the weights; calibration
+encoder.json     name, dim, input size and fit, file names: preprocessing is data and travels with the weights; calibration;
+                 SHA-256 of the files; "trial": what is to come out of a drawn photo and of a few words
 photo.onnx       uint8 (n, height, width, 3) → float32 (n, dim), unit length
 text.onnx        int64 (n, length) → float32 (n, dim), unit length (optional)
 tokenizer.json   of the tokenizers library (with text.onnx); where it says how to pad, that is done, and its special tokens
@@ -11,10 +12,11 @@ Where encoder.json says "describes", texts are compared with a product's words: 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,13 +56,14 @@ class OnnxEncoder:
             self.calibration = Calibration(**config["calibration"]) if "calibration" in config else None
             files = [config["photo"], *([config["text"], config["tokenizer"]] if self.reads_text else [])]
             digest = hashlib.sha256(json.dumps([self.dim, self.size, self.max_tokens, config.get("fit")]).encode())
-            for file in files:
-                digest.update((directory / file).read_bytes())
+            for content in verified(directory, files, config):
+                digest.update(content)
             code, same = digest.hexdigest()[:12], config.get("same_as", {})
             # These very files were found to compute what that encoder computes: vectors of either can be compared.
             self.id = same["id"] if same and same["digest"] == code else f"{config['name']}-{code}"
             self.fit = str(config.get("fit", "pad-white-bicubic"))
             self.source, self.training = config.get("source", {}), config.get("training", {})
+            self._trial: dict[str, str] = config.get("trial", {})
             self.photo_file = directory / config["photo"]
             cores = threads or os.cpu_count() or 1
             self._photo = session(self.photo_file, cores)
@@ -122,11 +125,70 @@ class OnnxEncoder:
         """Whether the vocabulary has the word whole."""
         return self.reads_text and sum(self._tokenizer.encode(word, add_special_tokens=False).attention_mask) == 1
 
+    def trial(self) -> dict[str, str]:
+        """What comes out of a drawn photo and of a few words, in 8 bits, base64: to be kept in ``encoder.json``."""
+        made = {"photo": self.encode_photos(_drawn(*self.size)[None])[0]}
+        if self.reads_text:
+            made["text"] = self.encode_texts([WORDS])[0]
+        scaled = {kind: np.rint(vector * (127 / np.abs(vector).max())).astype(np.int8) for kind, vector in made.items()}
+        return {kind: base64.b64encode(vector.tobytes()).decode() for kind, vector in scaled.items()}
+
+    def tried(self) -> dict[str, float]:
+        """Cosines of ``trial`` here with what it was where the encoder was made; empty for one that does not say.
+
+        The same net on another processor stays within 0.001 of 1.
+        """
+        here = self.trial() if self._trial else {}
+        found = {}
+        for kind, text in self._trial.items():
+            a, b = (np.frombuffer(base64.b64decode(t), np.int8).astype(np.float64) for t in (text, here[kind]))
+            found[kind] = float(a @ b / np.sqrt((a @ a) * (b @ b)))
+        return found
+
+
+WORDS = "a red dress with white dots"
+"""Of the trial."""
+
+
+def _drawn(height: int, width: int) -> NDArray[np.uint8]:
+    """A red dress with a dark belt on white, by arithmetic alone, so that no release of any library draws it otherwise."""
+    y, x = np.mgrid[0:height, 0:width]
+    y, x = y / height, np.abs(2 * x - width + 1) / width
+    out = np.full((height, width, 3), 255, np.uint8)
+    out[(y > 0.08) & (y < 0.92) & (x < 0.2 + 0.5 * y)] = (190, 30, 44)
+    out[(y > 0.44) & (y < 0.5) & (x < 0.2 + 0.5 * y)] = (30, 26, 28)
+    return out
+
+
+def verified(directory: Path, names: Sequence[str], config: Mapping[str, Any]) -> Iterator[bytes]:
+    """The contents of an encoder's files, each compared with its SHA-256 in ``encoder.json``, where that has any.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is not the one that belongs there, or lies elsewhere.
+    """
+    known = config.get("sha256")
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{name} is no name of a file beside encoder.json")
+        content = (directory / name).read_bytes()
+        if known is not None and hashlib.sha256(content).hexdigest() != known.get(name):
+            raise ValueError(f"{name} is damaged or another one: its SHA-256 is not the one in encoder.json")
+        yield content
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Write ``encoder.json``, with the SHA-256 of the files that it names, which are there already."""
+    names = [config[key] for key in ("photo", "text", "tokenizer", "head") if key in config]
+    digests = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
+    (directory / "encoder.json").write_text(json.dumps({**config, "sha256": digests}, indent=1) + "\n", "utf-8")
+
 
 def session(file: Path, threads: int) -> Any:
     """An ONNX file, ready to run on so many cores."""
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()  # on Windows the variable that lookalike/__init__.py sets does not count
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

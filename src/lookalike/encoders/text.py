@@ -29,6 +29,8 @@ FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
 )  # fmt: skip
 """What the hub has of it beside the weights, in the formats that are read here."""
+PARTS = ("Transformer", "Pooling", "Normalize")
+"""What a model may be made of: only the first has weights, which are read as safetensors."""
 
 
 def by_name(name: str, threads: int = 0) -> TextBeside:
@@ -92,6 +94,7 @@ class Sentences:
         extra("transformers").utils.logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
+            _must_be_plain(weights.parent / "modules.json")
             model = models.SentenceTransformer(
                 str(weights.parent),
                 device=str(self.device),
@@ -106,6 +109,8 @@ class Sentences:
                 raise ValueError(f"pads with word piece {model.tokenizer.pad_token_id}, not with 0 as BERT does")
             self.net = TextNet(model).eval().requires_grad_(False)
             self.dim = int(self.net(torch.ones(1, 3, dtype=torch.long, device=self.device)).shape[1])
+        except InputError:
+            raise
         except Exception as error:  # transformers, tokenizers and safetensors raise bare ones
             why = str(error).split("\n")[0][:200]
             raise InputError(f"{weights.parent}: not {MINILM}, nor a model like it ({why}); fetch it again") from error
@@ -119,6 +124,15 @@ class Sentences:
         with torch.inference_mode():
             out: Vectors = self.net(torch.tensor(ids, device=self.device)).cpu().numpy()
         return out
+
+
+def _must_be_plain(file: Path) -> None:
+    """Raise InputError where a model has a part whose weights could be pickled, or that runs code of its own."""
+    for kind in (str(part["type"]) for part in json.loads(file.read_text("utf-8"))):
+        if kind.partition(".")[0] != "sentence_transformers" or kind.rpartition(".")[2] not in PARTS:
+            raise InputError(
+                f"{file}: has a part {kind}; models of {', '.join(PARTS)} alone are read: others can run code"
+            )
 
 
 class TextBeside:

@@ -8,7 +8,6 @@ searched on a validation split, the choice between the ways is made there too, a
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import time
@@ -27,7 +26,7 @@ from lookalike import encoders, images
 from lookalike.encoders.base import Encoder, Vectors
 from lookalike.encoders.baselines import TFLiteFeatures
 from lookalike.encoders.ensemble import Ensemble
-from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.encoders.onnx import OnnxEncoder, write_config
 from lookalike.encoders.torch import TorchEncoder
 from lookalike.errors import ImageError, InputError, UsageError
 from lookalike.evaluation import metrics
@@ -375,7 +374,7 @@ def write(directory: Path, members: Sequence[Encoder], head: Head, dims: Sequenc
     config = {"name": "ensemble", "dim": dim, "members": named, "head": "head.onnx"} | (
         {"training": notes} if notes else {}
     )
-    (directory / "encoder.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_config(directory, config)
 
 
 def export_plain(encoder: Ensemble, directory: Path) -> dict[str, Any]:

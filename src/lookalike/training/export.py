@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lookalike import demo, images
 from lookalike.encoders import load
 from lookalike.encoders.ensemble import Ensemble
-from lookalike.encoders.onnx import OnnxEncoder
+from lookalike.encoders.onnx import OnnxEncoder, write_config
 from lookalike.encoders.text import TextBeside
 from lookalike.encoders.torch import Preprocess, TorchEncoder
 from lookalike.errors import InputError, UsageError
@@ -116,7 +116,7 @@ def export(
         "fit": "pad-white-bicubic",
     }
     config |= {"photo": "photo.onnx", "text": "text.onnx", "tokenizer": "tokenizer.json", "max_tokens": MAX_TOKENS}
-    (directory / "encoder.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_config(directory, config)
 
 
 def write_encoder(
@@ -188,8 +188,9 @@ def write_encoder(
             raise InputError(f"{name}: cannot be exported to ONNX ({type(error).__name__}: {reason})") from error
         config |= {key: dict(value) for key, value in (("training", training), ("source", source)) if value}
         config |= more or {}
-        (part / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
+        write_config(part, config)
         made = OnnxEncoder(part)
+        config["trial"] = made.trial()
         found: dict[str, float] = {}
         if isinstance(photo, nn.Module):
             found["photos"] = _parity(photo(pixels), made.encode_photos(pixels.numpy())[:, : made.photo_dim], name)
@@ -198,7 +199,7 @@ def write_encoder(
             found["texts"] = _parity(text(torch.from_numpy(made.ids(TEXTS))), vectors, name)
         if same_as:  # the digest says that these files, and no others, were compared with it
             config["same_as"] = {"id": same_as, "digest": made.id.rpartition("-")[2]}
-            (part / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
+        write_config(part, config)
         if directory.exists():
             directory.rmdir()
         part.rename(directory)
@@ -299,8 +300,8 @@ def calibrate(
     vectors = np.vstack([encoder.encode_photos(part) for part in np.array_split(photos, len(photos) // 64 + 1)])
     phrases = sorted({phrase for others in thesaurus().values() for phrase in others})[::5]
     found = calibration.fit(vectors, attributes, encoder, asked, phrases)
-    file = directory / "encoder.json"
-    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "calibration": asdict(found)}, indent=1) + "\n")
+    config = json.loads((directory / "encoder.json").read_text("utf-8"))
+    write_config(directory, {**config, "calibration": asdict(found), "trial": encoder.trial()})
 
 
 def _folded(net: nn.Module) -> nn.Module:
