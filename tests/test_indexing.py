@@ -235,6 +235,22 @@ def test_an_interrupted_run_keeps_what_was_encoded(tmp_path: Path, folder: Path,
     assert counts(catalog.index(folder)) == (16, 0, 8, 0, 0)
 
 
+@pytest.mark.parametrize("name", ["writer.json.part", "catalog.json.part", "keys.json.part", "feedback.jsonl"])
+def test_what_a_writer_leaves_that_is_killed_before_there_is_a_catalog_is_no_stranger(
+    tmp_path: Path, folder: Path, name: str
+):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / name).write_text("{")
+    assert lookalike.open(tmp_path / "c", encoder="fake").index(folder).added == 24
+
+
+def test_a_catalog_that_is_made_while_one_looks_is_no_stranger(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(type(catalog.store), "exists", property(lambda store: False))  # a moment ago there was none
+    assert lookalike.open(catalog.store.directory).store.version() == catalog.store.version()
+
+
 @pytest.mark.parametrize("stopped", [0, 10, 11, 12])
 def test_a_product_is_committed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int):
     """In no version, nor after an interruption, does a product have some of its photos as they were, and some as they are."""

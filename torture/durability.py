@@ -325,6 +325,7 @@ HOOKS: dict[str, tuple[object, str]] = {
     "replace": (objects.Local, "replace"),
     "rename": (Path, "replace"),
     "fsync": (objects, "fsync"),
+    "system's fsync": (os, "fsync"),
     "reindex": (segment, "_fill"),
     "seal": (segment, "seal"),
     "sweep": (segment, "_sweep"),

@@ -173,18 +173,12 @@ class Store:
 
     @staticmethod
     def _foreign(names: set[str]) -> set[str]:
-        ours = {
-            "writer.lock",
-            "writer.json",
-            "quarantine.json",
-            "catalog.json.part",
-            "photos.lance",
-            "uploads",
-            "downloads",
-            "index",
-        }
-        ours |= {"feedback.jsonl", "keys.json", "keys.json.part", "keys.lock"}  # may be there before the first photo is
-        return {n for n in names - ours if not n.startswith(("keys-writer.", "writer.try-"))}
+        """What is no part of a catalog that is yet to be made; nothing where there is one."""
+        if _MANIFEST in names:  # made since it was looked for
+            return set()
+        # A writer that was killed leaves a part; votes and keys may be there before the first photo is.
+        names = {n.removesuffix(".part") for n in names}
+        return {n for n in names - _OURS if not n.startswith(("keys-writer.", "writer.try-"))}
 
     @property
     def exists(self) -> bool:
@@ -629,6 +623,12 @@ class Store:
 
 
 _MANIFEST, _QUARANTINE = "catalog.json", "quarantine.json"
+
+_OURS = {
+    *(_MANIFEST, _QUARANTINE, "photos.lance", "uploads", "downloads", "index", "feedback.jsonl"),
+    *("writer.lock", "writer.json", "keys.json", "keys.lock"),
+}
+"""Names in a catalog's directory."""
 
 _NOT_OURS = "{}: not a catalog (no catalog.json, but other files); give an empty or new directory"
 
