@@ -88,6 +88,7 @@ class Model:
     def __init__(self, directory: str, place: Path, letter: str):
         self.directory, self.place, self.letter = directory, place, letter
         self.spare = place  # for backups
+        self.indexes = ["auto", "exact", "int8", "lsh"] + ["hnsw", "ivf"] * ("://" not in directory)
         self.rows: Rows = {}
         self.other: Rows = {}
         self.table: dict[str, dict[str, Any]] = {}
@@ -170,7 +171,7 @@ class Model:
         elif do == "delete":
             operation = {"do": "delete", "ids": [chance.choice(self.ids("u"))]}
         elif do == "reindex":
-            operation = {"do": "reindex", "kind": chance.choice(["exact", "int8", "lsh", "auto"])}
+            operation = {"do": "reindex", "kind": chance.choice(self.indexes)}
         elif do == "other":
             operation = {"do": "other", "products": list(self.table.values())}
         elif do == "backup":
@@ -573,7 +574,9 @@ class Life:
             thread.join()
         for letter, process in children.items():
             code = process.wait()
-            said = process.stderr.read().decode() if process.stderr else ""
+            said = process.stderr.read().decode()
+            process.stdout.close()
+            process.stderr.close()
             expect(code in (0, -signal.SIGKILL), f"writer {letter} ended with {code}: {said[-2000:]}")
             self.figures["kills" if code else "ended before the kill"] += 1
             if code:
