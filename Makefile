@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SOURCE ?=
 PORT ?= 8000
 
-.PHONY: demo test check lint format bench dist smoke audit clean
+.PHONY: demo test check lint format bench dist smoke audit torture clean
 
 # The drawn demo catalog, or your own photos: make demo SOURCE=/my/photos
 demo: $(VENV)/.base
@@ -22,12 +22,12 @@ check: lint
 	$(BIN)/mypy
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks torture
+	$(BIN)/ruff format --check src tests benchmarks torture
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks torture
+	$(BIN)/ruff format src tests benchmarks torture
 
 # Speed beside bare numpy and onnxruntime: make bench CATALOG=shop.catalog
 bench: $(VENV)/.dev
@@ -49,6 +49,13 @@ smoke: dist
 # Exit code 1: known vulnerabilities; 2: the database could not be asked.
 audit: $(VENV)/.dev
 	$(BIN)/python scripts/audit
+
+# Everything that may go wrong, in earnest: kills, power cuts and full disks; broken files; a server under attack. About an
+# hour on two cores; each prints how to repeat a case that broke. Real photos from LOOKALIKE_DATA, drawn ones without it.
+torture: $(VENV)/.dev
+	$(BIN)/python torture/durability.py
+	$(BIN)/python torture/fuzz.py
+	$(BIN)/python torture/server.py
 
 clean:
 	rm -rf $(VENV) dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

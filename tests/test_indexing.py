@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -231,6 +233,42 @@ def test_an_interrupted_run_keeps_what_was_encoded(tmp_path: Path, folder: Path,
         catalog.index(folder, progress=stop)
     assert len(catalog.snapshot().photos) == 8
     assert counts(catalog.index(folder)) == (16, 0, 8, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["writer.json.part", "catalog.json.part", "keys.json.part", "feedback.jsonl"])
+def test_what_a_writer_leaves_that_is_killed_before_there_is_a_catalog_is_no_stranger(
+    tmp_path: Path, folder: Path, name: str
+):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / name).write_text("{")
+    assert lookalike.open(tmp_path / "c", encoder="fake").index(folder).added == 24
+
+
+def test_a_catalog_that_is_made_while_one_looks_is_no_stranger(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(type(catalog.store), "exists", property(lambda store: False))  # a moment ago there was none
+    assert lookalike.open(catalog.store.directory).store.version() == catalog.store.version()
+
+
+@pytest.mark.parametrize("stopped", [0, 10, 11, 12])
+def test_a_product_is_committed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int):
+    """In no version, nor after an interruption, does a product have some of its photos as they were, and some as they are."""
+    monkeypatch.setattr(indexing, "BATCH", 4)
+    monkeypatch.setattr(indexing, "COMMIT_ROWS", 1)
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+
+    def stop(done: int, total: int) -> None:
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    products = [product(tmp_path, f"n{n}", *["red"] * n) for n in (3, 7, 1, 5)]
+    with contextlib.nullcontext() if not stopped else pytest.raises(KeyboardInterrupt):
+        catalog.index(products, progress=stop if stopped else None)
+    for version in range(2, catalog.store.version() + 1):
+        found = Counter(catalog.store.rows(["lk_id"], version)["lk_id"].to_pylist())
+        assert all(count == int(identity[1:]) for identity, count in found.items()), version
+    assert len(found) == {0: 4, 10: 1, 11: 1, 12: 3}[stopped]
 
 
 def test_a_killed_run_leaves_a_catalog_that_a_second_run_completes(tmp_path: Path):
@@ -721,7 +759,7 @@ def test_a_commit_that_began_ends_however_often_one_interrupts():
     began, may_end, ended = threading.Event(), threading.Event(), []
     plan = SimpleNamespace(commit=lambda rows: (began.set(), may_end.wait(10), ended.append(len(rows))))
     commits = indexing._Commits(plan)  # type: ignore[arg-type]
-    commits.add(pa.table({"lk_photo": ["a"]}))
+    commits.add(pa.table({"lk_photo": ["a"], "lk_id": ["a"]}))
 
     def impatient() -> None:
         began.wait(10)
@@ -736,7 +774,7 @@ def test_a_commit_that_began_ends_however_often_one_interrupts():
     try:
         thread.start()
         with pytest.raises(KeyboardInterrupt):
-            commits.close()
+            commits.close(True)
         assert ended == [1]
         thread.join()
     finally:

@@ -18,7 +18,7 @@ LAYERS = [
     {"snapshot"},
     {"insights"},
     {"search", "indexing", "evaluation"},
-    {"training", "cluster"},
+    {"training", "cluster", "backup"},
     {"catalog"},
     {"__init__"},
     {"server"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -286,6 +287,40 @@ def test_damaged_files_are_left_aside_and_told(tmp_path: Path, caplog: pytest.Lo
     assert Snapshot(shop.store).base.directory is not None
     (shop.store.cache / "current.json").write_text("{")
     assert Snapshot(shop.store).base.directory is None
+
+
+def test_derived_files_are_on_the_disk_before_they_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a power cut a file that was not synced may be as long as it was, and zeros: no size tells."""
+    shop = Shop(tmp_path / "c", 30)
+    synced: set[Path] = set()
+    real, rename = os.fsync, Path.replace
+    before: list[set[Path]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    def replaced(path: Path, target: Path) -> Path:
+        if Path(target).name == "current.json":
+            before.append(set(synced))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replaced)
+    segment.make(shop.store, "int8", 10**9)
+    generation = segment.latest(shop.store.cache)
+    assert generation is not None
+    made = {p for p in generation.rglob("*") if p.name != "generation.json"}
+    wanted = {
+        *made,
+        generation,
+        generation.parent,
+        generation / "generation.json.part",
+        generation.parent / "current.json.part",
+    }
+    assert len(made) > 12
+    assert before[0] >= wanted
+    assert generation.parent in synced
 
 
 def test_two_generations_are_kept_and_a_killed_one_leaves_nothing_in_use(tmp_path: Path):

@@ -420,6 +420,18 @@ class Catalog:
             part.unlink(missing_ok=True)
         return len(table)
 
+    def backup(self, file: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+        """Write the catalog as it is now to one file, also while somebody writes to it; see ``backup.backup``.
+
+        Raises:
+            InputError: the file is there already and ``overwrite`` is not set, or it cannot be written.
+            CatalogError: the catalog cannot be read.
+        """
+        from lookalike import backup
+
+        self._existing()
+        return backup.backup(self.store, file, overwrite=overwrite, progress=progress)
+
     def product(self, identity: str, refresh: bool = True) -> dict[str, Any]:
         """One product: ``{"id", "title", "photos": [photo ids], "attributes"}``. Raises NotFound."""
         snapshot = self.snapshot(refresh)

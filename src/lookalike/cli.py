@@ -403,6 +403,11 @@ def verify(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
     """Check rows, vectors and files against each other; exit code 4 where the catalog is damaged."""
     with _progress("Verifying", as_json) as progress:
         found = _open(catalog).verify(progress)
+    _verified(found, as_json)
+
+
+def _verified(found: dict[str, Any], as_json: bool) -> None:
+    """Say what ``verify`` found; exit code 4 where rows are damaged."""
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -434,6 +439,59 @@ def doctor(
 
     if not doctor.main(catalog or HERE, bool(catalog), as_json, typer.echo):
         raise typer.Exit(1)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="To write; a zip.")],
+    catalog: CatalogDir = HERE,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Put it in the place of a file that is there.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the catalog to one file, also while it is being written to; photos of a source stay where they are."""
+    try:
+        with _progress("Backing up", as_json) as progress:
+            told = _open(catalog).backup(file, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps({"file": str(file), **told}, ensure_ascii=False))
+        return
+    for gone in told["missing"]:
+        typer.echo(f"missing: {gone} (a writer replaced it meanwhile, or it was removed)")
+    own = f" and {told['files']} files of the catalog's own photos" if told["files"] else ""
+    typer.echo(f"{told['photos']} photos' rows{own} in {file}, {told['bytes'] / 1e6:.1f} MB")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="What backup wrote.")],
+    catalog: CatalogDir = HERE,
+    photos: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="OLD=NEW: photos whose paths begin with OLD are at NEW on this machine; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a new catalog from a backup, and look whether its photos are there."""
+    from lookalike import backup
+
+    moved = {}
+    for pair in photos or ():
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--photos {pair}: write it as OLD=NEW, for example --photos /old/photos=/new/photos")
+        moved[old] = new
+    try:
+        with _progress("Restoring", as_json) as progress:
+            found = backup.restore(file, catalog, photos=moved, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was made, unless photos were being looked at: then lookalike verify", err=True)
+        raise typer.Exit(130) from None
+    _verified(found, as_json)
 
 
 @app.command()

@@ -130,14 +130,20 @@ class _Chunk:
 
 
 def _chunks(planned: indexing.Plan, size: int) -> Iterator[_Chunk]:
+    """Of so many photos, and as many more as their last product has: a product is committed whole."""
     known, todo = planned.known, planned.todo
-    for number, first in enumerate(range(0, len(todo), size)):
-        photos = todo[first : first + size]
+    number = end = 0
+    while end < len(todo):
+        first, end = end, min(end + size, len(todo))
+        while end < len(todo) and todo[end].product.id == todo[end - 1].product.id:
+            end += 1
+        photos = todo[first:end]
         digests = {p.known for p in photos if p.known in known.places}
         places = {d: known.places[d] for d in digests if d is not None}
         said = (indexing.description(p.product.title, p.product.attributes) for p in photos if known.described)
         described = {text: known.described[text] for text in said if text in known.described}
         yield _Chunk(number, photos, places, described, frozenset(places) & known.coloured)
+        number += 1
 
 
 def _sync(ray: Any, planned: indexing.Plan, progress: indexing.Progress) -> None:
@@ -270,7 +276,7 @@ class _Worker:
             self.wrong = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A chunk's rows, written; ``made`` has key and digest of each, ``replacing`` those that come back whole."""
+        """A chunk's rows, written; ``made`` has key and digest of each, ``replacing`` those of known products."""
         chunk: _Chunk = row["chunk"]
         nothing = self.work.schema.empty_table()
         told = {
@@ -290,8 +296,9 @@ class _Worker:
         rows, refused = self.work.rows(self.encoder, chunk.photos, known, READERS)
         items = {q.item for q in refused}
         unseen = [p.path for p in chunk.photos if p.item in items and not os.access(images.file_of(p.path), os.R_OK)]
-        there = pa.array([p.key for p in chunk.photos if p.known is not None], pa.string())
-        replaces = pc.is_in(rows["lk_photo"], there)
+        # Of a product that is there a new photo, too: what is appended and what is replaced are two commits.
+        there = pa.array(list({p.product.id for p in chunk.photos if p.known is not None}), pa.string())
+        replaces = pc.is_in(rows["lk_id"], there)
         added = rows.filter(pc.invert(replaces))
         return {
             "rows": len(rows),

@@ -309,15 +309,16 @@ def _sync(planned: Plan, encoder: Encoder, progress: Progress, workers: int) -> 
     total = len(planned.photos)
     counter = itertools.count(total - len(planned.todo))
     progress(next(counter), total)
-    commits = _Commits(planned)
+    commits, ended = _Commits(planned), False
     try:
         for table, refused in planned.work.blocks(
             encoder, planned.todo, planned.known, workers, lambda: progress(next(counter), total)
         ):
             planned.count(table, refused)
             commits.add(table)
+        ended = True
     finally:  # interrupted, too: what is encoded is kept
-        commits.close()
+        commits.close(ended)
 
 
 def put(
@@ -668,7 +669,10 @@ class Plan:
 
 
 class _Commits:
-    """Rows on their way into the store: committed in a thread of its own, while the next photos are encoded."""
+    """Rows on their way into the store: committed in a thread of its own, while the next photos are encoded.
+
+    A product is committed whole: nobody sees half of its photos as they were, and half as they are now.
+    """
 
     def __init__(self, planned: Plan):
         self.plan = planned
@@ -679,24 +683,38 @@ class _Commits:
 
     def add(self, table: pa.Table) -> None:
         """Commit these rows soon. Raises what the commit before the last raised."""
-        self.tables.append(table)
+        if len(table):
+            self.tables.append(table)
         if sum(map(len, self.tables)) >= COMMIT_ROWS or time.monotonic() - self.since > COMMIT_SECONDS:
             self._commit()
 
-    def _commit(self) -> None:
+    def _commit(self, ended: bool = False) -> None:
         tables, self.tables = self.tables, []
         try:
             if self.last is not None:
                 self.last.result()  # one waits, one is written: no more are in memory
         finally:
-            if any(map(len, tables)):
-                self.last = self.thread.submit(self.plan.commit, pa.concat_tables(tables).combine_chunks())
+            if tables:
+                rows = pa.concat_tables(tables).combine_chunks()
+                whole = len(rows) if ended else self._whole(rows["lk_id"])
+                if whole < len(rows):
+                    self.tables = [rows[whole:]]
+                if whole:
+                    self.last = self.thread.submit(self.plan.commit, rows[:whole])
             self.since = time.monotonic()
 
-    def close(self) -> None:
-        """Commit what is left. Raises what the last commits raised."""
+    @staticmethod
+    def _whole(ids: Any) -> int:
+        """Rows but for those of the last product, more of whose photos may come."""
+        return len(ids) - int(np.argmin(pc.equal(ids, ids[-1]).to_numpy()[::-1])) if ids[0] != ids[-1] else 0
+
+    def close(self, ended: bool) -> None:
+        """Commit what is left, unless the run did not end and it is half a product. Raises what the last commits raised."""
         try:
-            self._commit()
+            for table in self.tables[-1:]:
+                last = table.slice(len(table) - 1).select(["lk_photo", "lk_id"]).to_pylist()[0]
+                ended = ended or last["lk_photo"] == self._last_of(last["lk_id"])
+            self._commit(ended)
             if self.last is not None:
                 self.last.result()
         finally:
@@ -705,6 +723,10 @@ class _Commits:
                 with contextlib.suppress(KeyboardInterrupt):
                     wait([self.last])  # no join: where that was interrupted, the next returns at once
             self.thread.shutdown(wait=True)
+
+    def _last_of(self, identity: str) -> str:
+        """The key of a product's last photo that is to be read."""
+        return next(p.key for p in reversed(self.plan.todo) if p.product.id == identity)
 
 
 def _places(store: Store, version: int, ids: Iterable[str], source: str | None = None) -> list[int]:

@@ -88,9 +88,13 @@ class Local:
         fsync(self.path)
 
     def append(self, name: str, line: str) -> None:
-        """Add a line in one write, so that several processes may do it at once. Raises OSError."""
+        """Add a line in one write, so that several processes may do it at once; durably. Raises OSError."""
+        new = not (self.path / name).exists()
         with (self.path / name).open("ab", buffering=0) as file:
             file.write(line.encode())
+            os.fsync(file.fileno())
+        if new:
+            fsync(self.path)
 
     def appended(self, name: str) -> bytes:
         """What was appended, in order; empty where nothing was. Raises OSError."""
@@ -106,7 +110,7 @@ class Local:
         """
         from filelock import FileLock, Timeout
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        make(self.path)
         lock = FileLock(self.path / f"{name}.lock")
         holder = f"{name}.json"
         try:
@@ -547,6 +551,15 @@ def _who(content: bytes | None) -> str:
         return f"process {h['pid']} on {h['host']} ({h['purpose']}, since {h['since']})"
     except KeyError:
         return "another process"
+
+
+def make(path: Path) -> None:
+    """Make a directory and those above it, where they are not there, durably. Raises OSError."""
+    new = [p for p in (path, *path.parents) if not p.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in new:
+        with contextlib.suppress(PermissionError):  # one may be written to and yet not opened
+            fsync(made.parent)
 
 
 def fsync(path: str | Path) -> None:

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from lookalike import objects
 from lookalike.errors import CatalogError, CatalogLocked, UsageError
 from lookalike.indexes import base as indexes
 from lookalike.indexes.ivf import NAME, Ivf, Stored, build_ivf
@@ -284,9 +285,14 @@ def name_of(fragment: Any) -> str:
 
 
 def seal(segment: Segment, more: dict[str, Any]) -> None:
-    """Write ``generation.json``, without which the files count as nothing; ``more`` is kept in it."""
+    """Write ``generation.json``, without which the files count as nothing; ``more`` is kept in it.
+
+    All is on the disk before: after a power cut a file may be as long as it was, and its content zeros.
+    """
     directory = segment.directory
     assert directory is not None
+    for path in directory.rglob("*"):
+        objects.fsync(path)
     files = {p.relative_to(directory).as_posix(): p.stat().st_size for p in sorted(directory.rglob("*")) if p.is_file()}
     content = {
         "layout": LAYOUT,
@@ -297,7 +303,8 @@ def seal(segment: Segment, more: dict[str, Any]) -> None:
         "files": files,
         **more,
     }
-    (directory / "generation.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    objects.Local(directory).replace("generation.json", json.dumps(content, ensure_ascii=False))
+    objects.fsync(directory.parent)
 
 
 def load(directory: Path, store: Store) -> Segment:
@@ -410,9 +417,7 @@ def _made(store: Store, cache: Path, kind: str, memory: int, texts: Any, tell: S
     folder.mkdir()
     try:
         told = _fill(store, manifest, dataset, folder, old, chosen, texts, tell, {"why": why, "asked": asked}, started)
-        part = cache / "current.json.part"
-        part.write_text(json.dumps({"generation": folder.name}), "utf-8")
-        part.replace(cache / "current.json")
+        objects.Local(cache).replace("current.json", json.dumps({"generation": folder.name}))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(CatalogError):

@@ -67,6 +67,9 @@ BLOCK = 262_144
 HELD = "indexing"
 """Lance's tag of the version that a run reads from while its commits replace rows."""
 
+BACKUP, BACKUP_SECONDS = "backup-", 86_400
+"""Tags of versions that backups read from begin so, then comes the time in seconds; one that is so old was killed."""
+
 KEEP_VERSIONS = timedelta(minutes=10)
 """Readers of an older version go on reading it for this long."""
 
@@ -170,18 +173,12 @@ class Store:
 
     @staticmethod
     def _foreign(names: set[str]) -> set[str]:
-        ours = {
-            "writer.lock",
-            "writer.json",
-            "quarantine.json",
-            "catalog.json.part",
-            "photos.lance",
-            "uploads",
-            "downloads",
-            "index",
-        }
-        ours |= {"feedback.jsonl", "keys.json", "keys.json.part", "keys.lock"}  # may be there before the first photo is
-        return {n for n in names - ours if not n.startswith(("keys-writer.", "writer.try-"))}
+        """What is no part of a catalog that is yet to be made; nothing where there is one."""
+        if _MANIFEST in names:  # made since it was looked for
+            return set()
+        # A writer that was killed leaves a part; votes and keys may be there before the first photo is.
+        names = {n.removesuffix(".part") for n in names}
+        return {n for n in names - _OURS if not n.startswith(("keys-writer.", "writer.try-"))}
 
     @property
     def exists(self) -> bool:
@@ -219,6 +216,11 @@ class Store:
         Raises:
             CatalogError: rows without a manifest lie here, or the directory cannot be written.
         """
+        self.create_rows(manifest.dim)
+        self.write_manifest(manifest)
+
+    def create_rows(self, dim: int) -> None:
+        """The empty table alone: until there is a manifest, nobody takes it for a catalog. Errors as for ``create``."""
         import lance
 
         with self.errors():
@@ -232,10 +234,9 @@ class Store:
                 if held:
                     raise CatalogError(f"{self.directory}: photos.lance is here but catalog.json is gone; {MEND}")
                 self._discard("photos.lance")
-            empty = schema(manifest.dim).empty_table()
+            empty = schema(dim).empty_table()
             lance.write_dataset(empty, str(self.photos), mode="create", storage_options=self.options)
             self._make_durable(set())
-        self.write_manifest(manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace ``catalog.json``, durably."""
@@ -354,9 +355,9 @@ class Store:
             table = self.dataset(version or 0).take(list(places), columns=[_on_disk(c) for c in columns])
             return table.rename_columns([unquote(c) for c in table.column_names])
 
-    def columns(self) -> list[str]:
-        """Names of all columns; ours where the catalog does not exist yet."""
-        return [unquote(c) for c in self.dataset().schema.names] if self.exists else schema(1).names
+    def columns(self, version: int = 0) -> list[str]:
+        """Names of all columns at a version, by default the latest; ours where the catalog does not exist yet."""
+        return [unquote(c) for c in self.dataset(version).schema.names] if self.exists else schema(1).names
 
     def quarantine(self) -> list[Quarantined]:
         """What could not be used in the last run over each source."""
@@ -520,8 +521,10 @@ class Store:
             return False
         with self.errors():
             before = self._files()
-            if HELD in dataset.tags.list() and HELD not in self._held:
-                dataset.tags.delete(HELD)  # of a run that was killed: under the write lock there is no other
+            for name in set(dataset.tags.list()) - self._held:
+                # Of a run that was killed: under the write lock there is no other; or of a backup that was.
+                if name == HELD or _lapsed(name):
+                    dataset.tags.delete(name)
             if target is not None:
                 dataset.optimize.compact_files(target_rows_per_fragment=target)
             self._make_durable(before)
@@ -627,6 +630,12 @@ class Store:
 
 _MANIFEST, _QUARANTINE = "catalog.json", "quarantine.json"
 
+_OURS = {
+    *(_MANIFEST, _QUARANTINE, "photos.lance", "uploads", "downloads", "index", "feedback.jsonl"),
+    *("writer.lock", "writer.json", "keys.json", "keys.lock"),
+}
+"""Names in a catalog's directory."""
+
 _NOT_OURS = "{}: not a catalog (no catalog.json, but other files); give an empty or new directory"
 
 _GONE = re.compile(r"_versions/.*not found|not found.*_versions/|version .* (not found|does not exist)", re.IGNORECASE)
@@ -651,6 +660,12 @@ def _due(sizes: Sequence[int]) -> int | None:
             due = target
         least = target
     return due
+
+
+def _lapsed(tag: str) -> bool:
+    """Whether a tag is that of a backup that must have been killed."""
+    found = re.fullmatch(re.escape(BACKUP) + r"(\d+)-\w+", tag)
+    return found is not None and time.time() - int(found[1]) > BACKUP_SECONDS
 
 
 def _aware(moment: datetime) -> datetime:

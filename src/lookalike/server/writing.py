@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from lookalike import images
+from lookalike import images, objects
 from lookalike.catalog import Catalog
 from lookalike.errors import CatalogError, InputError, LookalikeError, NotFound, UsageError
 from lookalike.indexing import Report, upload_item
@@ -157,7 +157,7 @@ class Writer:
         try:
             if path.is_file() and images.digest(images.load(path)) == digest:
                 return path
-            path.parent.mkdir(parents=True, exist_ok=True)
+            objects.make(path.parent)
             part = path.with_name(f"{digest}.{uuid.uuid4().hex}.part")
             made.append(part)
             with part.open("wb") as file:
@@ -165,11 +165,7 @@ class Writer:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            descriptor = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            objects.fsync(path.parent)
         except OSError as error:
             raise CatalogError(f"the photo cannot be kept ({error.strerror or error}); nothing was changed") from error
         made.append(path)
