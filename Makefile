@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCE ?=
 PORT ?= 8000
+JOBS ?= 2
 
 .PHONY: demo test check lint format bench dist smoke audit torture clean
 
@@ -15,8 +16,9 @@ else
 	$(BIN)/lookalike serve $(SOURCE) --port $(PORT)
 endif
 
+# A process for each core, a file of tests for each process; more threads than that would wait for one another.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: lint
 	$(BIN)/mypy
