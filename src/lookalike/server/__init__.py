@@ -65,7 +65,7 @@ def run(
     """
     import uvicorn
 
-    from lookalike.server import observe, security
+    from lookalike.server import observe, protocol, security
     from lookalike.server.app import create_app
     from lookalike.server.writing import Downloads
 
@@ -81,9 +81,17 @@ def run(
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Lookalike is at http://{shown}:{port}/ (Ctrl+C ends it)")
     observe.log_to_stderr(log_format)
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10)
+    protocol.Bounded.most, protocol.Bounded.meter = protocol.room(), app.state.meter
+    config = uvicorn.Config(
+        app, http=protocol.Bounded, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=10,
+    )  # fmt: skip
+
+    def ending() -> None:
+        app.state.health.state = "stopping"
+
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[socket])
+        protocol.Server(config, ending).run(sockets=[socket])
 
 
 def _loopback(address: Any) -> bool:

@@ -207,9 +207,10 @@ class StatusAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """All is well."""
+    """All is well, or searches are answered though something is wrong (``degraded``)."""
 
-    status: str = "ok"
+    status: str = Field(examples=["ok"])
+    reasons: list[str] = Field([], description="What is wrong; the server's log has more.")
 
 
 class ProductFields(BaseModel):

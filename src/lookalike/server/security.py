@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import math
 import re
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +27,15 @@ from lookalike.server.observe import Meter, problem
 
 MAX_BODY = 32 * 2**20
 """Bytes of a request, all of it counted: a 64 MP photo fits, base64 included."""
+
+MAX_HEADERS, MAX_HEADERS_SIZE = 100, 32 * 2**10
+"""Of a request: their number, and their bytes (``protocol`` bounds them earlier; here also of pipelined requests)."""
+
+MAX_VALUES = 100_000
+"""Values of a JSON body, counted by its commas and brackets before it is parsed: each takes tens of times its bytes."""
+
+MAX_FIELDS = 200
+"""Fields of a form without files."""
 
 MAX_BODIES = 512 * 2**20
 """Bytes of all requests that are being answered."""
@@ -184,6 +197,12 @@ class Guard:
 
     def _check(self, request: Request) -> None:
         """Raises HTTPException for what is refused."""
+        sent = request.scope["headers"]
+        if len(sent) > MAX_HEADERS or sum(len(name) + len(value) for name, value in sent) > MAX_HEADERS_SIZE:
+            raise HTTPException(431, f"more than {MAX_HEADERS} headers, or {MAX_HEADERS_SIZE // 2**10} KiB of them")
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # Where a proxy in front believes the one and we the other, a second request hides in the first.
+            raise HTTPException(400, "both Content-Length and Transfer-Encoding; send one", {"connection": "close"})
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY:
             raise _too_large()
@@ -290,6 +309,46 @@ def _network(request: Request) -> str:
 
 def _too_large() -> HTTPException:
     return HTTPException(413, f"the request is larger than {MAX_BODY // 2**20} MiB; send a smaller photo")
+
+
+class _InMemory(MultiPartParser):
+    """Keeps a customer's photo in memory: by default what is larger than 1 MiB goes through a file."""
+
+    spool_max_size = MAX_BODY + 1
+
+
+@contextlib.asynccontextmanager
+async def form_of(request: Request, files: int, fields: int = MAX_FIELDS) -> AsyncIterator[FormData]:
+    """The fields and files of a form of at most so many. Nothing of it reaches the disk.
+
+    Raises:
+        HTTPException: 400, it is no form, or larger.
+    """
+    try:
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            form = await _InMemory(request.headers, request.stream(), max_files=files, max_fields=fields).parse()
+        else:
+            body = (await request.body()).decode("latin-1")
+            form = FormData([*parse_qsl(body, keep_blank_values=True, max_num_fields=fields)])
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    except ValueError:
+        raise HTTPException(400, f"the form has more than {fields} fields, or cannot be read") from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def json_of(request: Request) -> Any:
+    """The body as JSON. Raises UsageError where it is none, or has too many values."""
+    body = await request.body()
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+        raise UsageError(f"the body has more than {MAX_VALUES:,} values; send less at a time")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON ({error})") from None
 
 
 def decoded(name: str, value: str) -> Any:
