@@ -63,8 +63,6 @@ def run(
     Raises:
         UsageError: an origin, a rate or a log format that is none.
     """
-    import uvicorn
-
     from lookalike.server import observe, protocol, security
     from lookalike.server.app import create_app
     from lookalike.server.writing import Downloads
@@ -81,17 +79,9 @@ def run(
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Lookalike is at http://{shown}:{port}/ (Ctrl+C ends it)")
     observe.log_to_stderr(log_format)
-    protocol.Bounded.most, protocol.Bounded.meter = protocol.room(), app.state.meter
-    config = uvicorn.Config(
-        app, http=protocol.Bounded, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=10,
-    )  # fmt: skip
-
-    def ending() -> None:
-        app.state.health.state = "stopping"
-
+    protocol.Bounded.most = protocol.room()
     with contextlib.suppress(KeyboardInterrupt):
-        protocol.Server(config, ending).run(sockets=[socket])
+        protocol.of(app).run(sockets=[socket])
 
 
 def _loopback(address: Any) -> bool:

@@ -51,7 +51,7 @@ from lookalike.server import schemas, writing
 from lookalike.server.describe import describe
 from lookalike.server.keys import Keys
 from lookalike.server.observe import Meter, Observe, problem
-from lookalike.server.security import QUEUE, Guard, Rate, decoded, form_of, json_of
+from lookalike.server.security import QUEUE, Guard, Rate, decoded, form_of
 from lookalike.stages import observer, timed
 
 WEB = Path(__file__).parent.parent / "web"
@@ -146,6 +146,7 @@ class Health:
     def search(self) -> None:
         """By photo, since that needs all there is: decoder, encoder, index."""
         self.catalog.answer(self._query, refresh=False)
+        self._answered = time.monotonic()
 
     async def watch(self) -> None:
         """Search again and again."""
@@ -155,7 +156,7 @@ class Health:
                 await run_in_threadpool(self.search)
                 if self.fails:
                     log.info("searches are answered again")
-                self.fails, self._answered = False, time.monotonic()
+                self.fails = False
             except Exception as error:
                 if not self.fails:  # once, not every time
                     log.error("searches cannot be answered: %s", error)
@@ -392,7 +393,10 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
         """Fields and photo of a body, JSON (image as base64) or a form (image as a file)."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         if kind == "application/json":
-            fields = await json_of(request)
+            try:
+                fields = await request.json()
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"the body is not JSON ({error})") from None
             if not isinstance(fields, dict):
                 raise UsageError("the body must be a JSON object")
             return fields, None
@@ -408,7 +412,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
             pairs = [(k, v) for k, v in form.multi_items() if isinstance(v, str)]
         return _fields(pairs), upload
 
-    @app.post("/api/search", openapi_extra={"requestBody": {"content": contents}})
+    @app.post("/api/search", openapi_extra={"requestBody": {"required": True, "content": contents}})
     async def search(request: Request) -> dict[str, Any]:
         """Search by photo, words, likes, or several at once; multipart (image as a file) or JSON (image as base64)."""
         fields, upload = await upload_of(request)
@@ -438,7 +442,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
     }  # fmt: skip
     tag_contents = {t: {"schema": tag_schema} for t in ("application/json", "multipart/form-data")}
 
-    @app.post("/api/tag", openapi_extra={"requestBody": {"content": tag_contents}})
+    @app.post("/api/tag", openapi_extra={"requestBody": {"required": True, "content": tag_contents}})
     async def tag(request: Request) -> dict[str, Any]:
         """Attributes of any photo with their confidence, where the garment lies, and its colours; fields: image, crop."""
         fields, upload = await upload_of(request)

@@ -252,8 +252,14 @@ def log_to_stderr(form: str = "") -> None:
     handler.setFormatter(
         TextLines() if (form or ("text" if sys.stderr.isatty() else "json")) == "text" else JsonLines()
     )
-    # What uvicorn warns of, requests that are none, has a line of ours.
-    for name, level in (("lookalike", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.WARNING)):
+    # What uvicorn and the form parser warn of, requests that are none, has a line of ours.
+    levels = {
+        "": logging.WARNING,
+        "lookalike": logging.INFO,
+        "uvicorn": logging.ERROR,
+        "python_multipart": logging.ERROR,
+    }
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

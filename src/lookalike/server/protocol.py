@@ -20,6 +20,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lookalike.server import observe
@@ -42,8 +43,8 @@ CONNECTIONS = 4000
 FILES_KEPT = 256
 """Open files that connections leave to catalog, photos and logs."""
 
-LINGER_SECONDS = 0.4
-"""For which a server that was told to stop waits for requests on connections that it has taken: they may be on their way."""
+LINGER_SECONDS = 1.0
+"""At most, for which a server that was told to stop waits for requests on connections that it has: they may be on their way."""
 
 CLOSE_SECONDS = 2.0
 """For which what a refused client still sends is thrown away: closing at once could take the refusal from it."""
@@ -191,11 +192,14 @@ class Bounded(H11Protocol):
         if not self.idle:
             self.cycle.disconnected = True  # whoever works for it is told so, and writes nothing more
             self.cycle.message_event.set()
-        if status == 503 or not self.transport.can_write_eof():
+        if status == 503:
             self.transport.close()
-        else:
+            return
+        try:
             self.transport.write_eof()
             self._timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+        except OSError:  # the client has gone, and we were not told yet
+            self.transport.abort()
 
     def _await_head(self) -> None:
         self._head, self._tail = 0, b""
@@ -251,9 +255,15 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[sockets.socket] | None = None) -> None:
         """Take what waits at the door, let go of the port, and answer what still comes with ``Connection: close``."""
         self._ending()
-        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        self.server_state.default_headers = headers
+        for connection in self.server_state.connections:
+            if isinstance(connection, Bounded) and connection.cycle is not None:
+                connection.cycle.default_headers = headers  # of a request that is at work already
         await self._last_guests(sockets or [])
-        await asyncio.sleep(LINGER_SECONDS)
+        end = asyncio.get_running_loop().time() + LINGER_SECONDS
+        while self.server_state.connections and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
     async def _last_guests(self, listening: list[sockets.socket]) -> None:
@@ -274,3 +284,17 @@ class Server(uvicorn.Server):
 
     def _connection(self) -> Bounded:
         return Bounded(self.config, self.server_state, self.lifespan.state)
+
+
+def of(app: FastAPI) -> Server:
+    """The server of an application that ``app.create_app`` made."""
+    Bounded.meter = app.state.meter
+    config = uvicorn.Config(
+        app, http=Bounded, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=10,
+    )  # fmt: skip
+
+    def ending() -> None:
+        app.state.health.state = "stopping"
+
+    return Server(config, ending)

@@ -149,7 +149,8 @@ class Guard:
         works = request.scope["path"].startswith("/api/")
         whole = "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
         deadline = anyio.current_time() + BODY_SECONDS
-        seen = 0
+        form = request.headers.get("content-type", "").lower().startswith("multipart/")
+        seen = values = 0
         entered = False
 
         def enter() -> None:
@@ -162,18 +163,22 @@ class Guard:
 
         async def counted() -> Message:
             # What is raised here is a refusal that routes pass on to the problem documents.
-            nonlocal seen, whole
+            nonlocal seen, values, whole
             if whole:
                 return await receive()
             with anyio.move_on_after(deadline - anyio.current_time()) as late:
                 message = await receive()
             if late.cancelled_caught:
                 raise HTTPException(408, f"the body did not come within {BODY_SECONDS:.0f} s", {"connection": "close"})
-            count = len(message.get("body", b""))
-            seen += count
-            self.bytes += count
+            body = message.get("body", b"")
+            seen += len(body)
+            self.bytes += len(body)
             if seen > MAX_BODY:
                 raise _too_large()
+            if not form:
+                values += sum(body.count(mark) for mark in (b",", b"[", b"{"))
+            if values > MAX_VALUES:
+                raise HTTPException(413, f"the body has more than {MAX_VALUES:,} values; send fewer at a time")
             if self.bytes > MAX_BODIES:
                 raise self._full()
             if not message.get("more_body", False):
@@ -315,6 +320,20 @@ class _InMemory(MultiPartParser):
     """Keeps a customer's photo in memory: by default what is larger than 1 MiB goes through a file."""
 
     spool_max_size = MAX_BODY + 1
+    whole = False
+
+    def on_end(self) -> None:
+        """As ``MultiPartParser.on_end``."""
+        self.whole = True
+
+    async def parse(self) -> FormData:
+        """As ``MultiPartParser.parse``, but what breaks off is refused, and its files are closed."""
+        form = await super().parse()
+        if not self.whole:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("the form breaks off: its last boundary is missing")
+        return form
 
 
 @contextlib.asynccontextmanager
@@ -338,17 +357,6 @@ async def form_of(request: Request, files: int, fields: int = MAX_FIELDS) -> Asy
         yield form
     finally:
         await form.close()
-
-
-async def json_of(request: Request) -> Any:
-    """The body as JSON. Raises UsageError where it is none, or has too many values."""
-    body = await request.body()
-    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-        raise UsageError(f"the body has more than {MAX_VALUES:,} values; send less at a time")
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the body is not JSON ({error})") from None
 
 
 def decoded(name: str, value: str) -> Any:

@@ -28,7 +28,7 @@ from lookalike.errors import CatalogError, CatalogLocked, InputError, LookalikeE
 from lookalike.indexing import Report, upload_item
 from lookalike.server import schemas
 from lookalike.server.observe import problem
-from lookalike.server.security import decoded, form_of, json_of
+from lookalike.server.security import decoded, form_of
 from lookalike.sources import web
 from lookalike.types import Product, Quarantined
 
@@ -430,7 +430,10 @@ async def _json(request: Request) -> Any:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"{kind or 'no content type'}: send application/json")
-    return await json_of(request)
+    try:
+        return await request.json()
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the body is not JSON ({error})") from None
 
 
 def _valid(model: type[Any], fields: Any) -> Any:
