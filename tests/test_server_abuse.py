@@ -29,6 +29,7 @@ from lookalike.server import app as application
 from lookalike.server import listen, observe, protocol, security
 from lookalike.server.app import Thumbnails, create_app
 from test_platform import bearer, jpeg, served, wait_for
+from test_platform import run as command
 
 KEY = "a-key-that-must-be-in-no-log-line"
 
@@ -44,7 +45,7 @@ def torture() -> ModuleType:
 
 
 @contextlib.contextmanager
-def live(catalog: lookalike.Catalog, **settings: object) -> Iterator[tuple[int, Callable[[], None]]]:
+def live(catalog: lookalike.Catalog, wait: bool = True, **settings: object) -> Iterator[tuple[int, Callable[[], None]]]:
     """A server on a port of its own, in a thread; with what tells it to stop."""
     with listen("127.0.0.1", 0, KEY) as bound:
         server = protocol.of(create_app(catalog, KEY, **settings))
@@ -56,7 +57,8 @@ def live(catalog: lookalike.Catalog, **settings: object) -> Iterator[tuple[int, 
         thread.start()
         try:
             port = bound.getsockname()[1]
-            assert urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30).status == 200
+            if wait:
+                assert urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30).status == 200
             yield port, stop
         finally:
             stop()
@@ -463,6 +465,30 @@ def test_readiness_tells_starting_ready_stopping_and_broken_apart(
         assert client.delete("/api/products/p02", headers=bearer("secret")).status_code == 204
         assert client.get("/readyz").json() == {"status": "ok"}
     assert detail() == "stopping"
+
+
+def test_health_is_told_while_the_catalog_is_loaded_and_searches_wait(
+    catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    go, real = threading.Event(), catalog.snapshot
+    monkeypatch.setattr(catalog, "snapshot", lambda *given, **named: go.wait(20) and real(*given, **named))
+    with live(catalog, failed=print, wait=False) as (port, _):
+        answer = rest(connected(port, ask("GET", "/readyz")))
+        assert b" 503 " in answer and b'"detail":"starting"' in answer
+        assert b" 200 OK" in rest(connected(port, ask("GET", "/healthz")))
+        early = connected(port, ask("GET", "/api/search?text=red"))
+        go.set()
+        assert b" 200 OK" in rest(early)
+        assert b" 200 OK" in rest(connected(port, ask("GET", "/readyz")))
+
+
+def test_a_catalog_that_cannot_be_read_ends_the_server_with_the_reason(catalog: lookalike.Catalog):
+    for file in (catalog.store.directory / "photos.lance" / "data").iterdir():
+        file.write_bytes(b"x" * 100)
+    ended = command("serve", "--catalog", catalog.store.directory, "--port", "0")
+    assert ended.returncode == 4, ended.stderr
+    assert "restore it from a backup" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_stages_are_measured_where_they_happen(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):

@@ -932,8 +932,7 @@ def served(catalog: Path, folder: Path, *options: str) -> Iterator[Server]:
         if not (found := re.search(r":(\d+)/", line)):
             raise SystemExit(f"the server does not start: {log.read_text()[-2000:]}")
         server = Server(process, int(found[1]), log)
-        while urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=60).status != 200:  # waits until it listens
-            time.sleep(0.1)
+        aimed(server.port)  # answered once the catalog is loaded
         yield server
     finally:
         if process.poll() is None:

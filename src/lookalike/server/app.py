@@ -58,6 +58,8 @@ WEB = Path(__file__).parent.parent / "web"
 POLL_SECONDS = 1.0
 CHECK_SECONDS = 30.0
 """Between two searches of the server's own, by which it knows that searches are answered."""
+START_SECONDS = 60.0
+"""For which a request waits for the catalog to be loaded."""
 MAX_THUMBNAILS = 64 * 2**20
 """Bytes of photos made ready that are kept in memory."""
 COMPARING = 4
@@ -139,9 +141,19 @@ class Health:
         self.catalog, self.sync, self.writer = catalog, sync, writer
         self.state = "starting"
         self.stale = self.fails = False
+        self.loaded: asyncio.Event | None = None
         self._answered = time.monotonic()
         file = images.thumbnail(Image.new("RGB", (32, 32), "red"), 32)
         self._query = types.Query(image=file, k=1)
+
+    async def begun(self) -> bool:
+        """Whether the catalog is loaded. Waits for it a while: whoever comes early would rather wait than ask again."""
+        if self.loaded is None:
+            return True
+        if not self.loaded.is_set():
+            with anyio.move_on_after(START_SECONDS):
+                await self.loaded.wait()
+        return self.state != "starting"
 
     def search(self) -> None:
         """By photo, since that needs all there is: decoder, encoder, index."""
@@ -223,7 +235,7 @@ async def _in_turn(request: Request, function: Callable[..., R], *args: Any) -> 
 def create_app(
     catalog: Catalog, api_key: str = "", hosts: set[str] | None = None, *, public: bool = False,
     cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE, source: str | None = None,
-    downloads: writing.Downloads | None = None,
+    downloads: writing.Downloads | None = None, failed: Callable[[Exception], None] | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application over one catalog.
 
@@ -237,6 +249,7 @@ def create_app(
         queue: requests that may be at work or wait; more are sent away with 503.
         source: brought in step with when the server starts, in the background, and whenever it is asked to.
         downloads: how addresses, of SOURCE or of photos that are put, are fetched; None where they are not.
+        failed: where given, the catalog is loaded while health is told already, and this is told why it cannot be.
     """
     meter, keys = Meter(catalog), Keys(catalog.store.directory, api_key)
     sync, writer = writing.Sync(catalog, source, downloads), writing.Writer(catalog, downloads)
@@ -244,20 +257,36 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
-        await run_in_threadpool(lambda: (catalog.snapshot().lexical, _facets(catalog, "id is null")))
-        await run_in_threadpool(health.search)
-        await run_in_threadpool(writer.sweep)
         # Searches hold the interpreter's lock most of their time: more threads would only take it from one another.
         anyio.to_thread.current_default_thread_limiter().total_tokens = 2 * (os.cpu_count() or 1)
-        watches = [asyncio.create_task(_watch(catalog, sync, health)), asyncio.create_task(health.watch())]
-        health.state = "ready"
-        if source is not None:
-            sync.start()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def load() -> None:
+            # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
+            await run_in_threadpool(lambda: (catalog.snapshot().lexical, _facets(catalog, "id is null")))
+            await run_in_threadpool(health.search)
+            await run_in_threadpool(writer.sweep)
+            tasks.extend([asyncio.create_task(_watch(catalog, sync, health)), asyncio.create_task(health.watch())])
+            health.state = "ready"
+            if source is not None:
+                sync.start()
+
+        async def load_or_fail(failed: Callable[[Exception], None], loaded: asyncio.Event) -> None:
+            try:
+                await load()
+            except Exception as error:
+                failed(error)
+            loaded.set()
+
+        if failed is None:
+            await load()
+        else:
+            health.loaded = asyncio.Event()
+            tasks.append(asyncio.create_task(load_or_fail(failed, health.loaded)))
         yield
         health.state = "stopping"
-        for watch in watches:
-            watch.cancel()
+        for task in tasks:
+            task.cancel()
         await run_in_threadpool(sync.stop)
 
     # The default documentation pages load scripts from elsewhere; ours is web/docs.html.
@@ -267,7 +296,9 @@ def create_app(
     )  # fmt: skip
     app.state.health, app.state.meter = health, meter
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=4)
-    app.add_middleware(Guard, keys=keys, meter=meter, public=public, hosts=hosts, cors=cors, rate=rate, queue=queue)
+    app.add_middleware(
+        Guard, keys=keys, meter=meter, begun=health.begun, public=public, hosts=hosts, cors=cors, rate=rate, queue=queue
+    )  # fmt: skip
     if cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=cors, allow_methods=["GET", "POST", "PUT", "DELETE"],

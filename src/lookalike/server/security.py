@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -111,8 +111,8 @@ class Guard:
     """Pure ASGI, so that nothing of a body is read before it is counted."""
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, meter: Meter, public: bool = False, hosts: set[str] | None = None,
-        cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE,
+        self, app: ASGIApp, keys: Keys, meter: Meter, begun: Callable[[], Awaitable[bool]], public: bool = False,
+        hosts: set[str] | None = None, cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE,
     ):  # fmt: skip
         """Wrap ``app``.
 
@@ -120,6 +120,7 @@ class Guard:
             app: what is guarded.
             keys: where there is any, every call under ``/api/`` wants one; writing wants one always.
             meter: counts what is sent away.
+            begun: whether there is something to search; may wait until there is.
             public: reachable from other machines: a key is wanted even when the last one has been removed.
             hosts: Host headers that are answered when there is no key (a page of another site may resolve its own name
                 to this machine); None for loopback names.
@@ -127,7 +128,7 @@ class Guard:
             rate: for each client, or None.
             queue: requests under ``/api/`` that may be at work or wait.
         """
-        self.app, self.keys, self.meter, self.public = app, keys, meter, public
+        self.app, self.keys, self.meter, self.begun, self.public = app, keys, meter, begun, public
         self.hosts = LOOPBACK if hosts is None else hosts
         self.cors = cors
         self.buckets = Buckets(rate) if rate else None
@@ -189,6 +190,8 @@ class Guard:
         try:
             if whole:
                 enter()
+            if works and not await self.begun():
+                raise HTTPException(503, "starting", {"retry-after": "1"})
             await self.app(scope, counted, send)
         except HTTPException as refusal:  # before, or outside of, any route
             await problem(refusal.status_code, refusal.detail, refusal.headers)(scope, receive, send)
