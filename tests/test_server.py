@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import time
 from pathlib import Path
@@ -144,7 +145,10 @@ def test_other_hosts_are_not_answered(catalog: lookalike.Catalog):
 def test_the_page_and_its_parts_are_served_under_a_strict_policy(client: TestClient):
     page = client.get("/")
     assert "lookalike-search" in page.text
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy and "*" not in policy
+    assert not re.search(r"<script(?! type=\"module\" src=)|<style|\sstyle=|\son\w+=", page.text)  # nothing inline
     for part in ("lookalike-search.js", "style.css"):
         assert client.get(f"/web/{part}").status_code == 200
         assert f"/web/{part}" in page.text

@@ -23,6 +23,9 @@ VOTES = ("up", "down", "none")
 MAX_WORDS = 1000
 """Characters of a text that are kept."""
 
+MAX_FILE = 256 * 2**20
+"""Bytes of all votes: whoever may search may vote, and must not fill the disk."""
+
 
 @dataclass(frozen=True)
 class Vote:
@@ -44,23 +47,39 @@ def wanted() -> bool:
 
 def vote(product: str, vote: str, query: Mapping[str, Any]) -> Vote:
     """A vote with what may be kept of the query; everything else of it is dropped."""
-    like = query.get("like") or ()
+    like = query.get("like")
+    likes = [like] if isinstance(like, str) else like if isinstance(like, (list, tuple)) else ()
     return Vote(
         product=product,
         vote=vote,
-        text=str(query.get("text") or "")[:MAX_WORDS],
-        like=tuple(str(i) for i in ([like] if isinstance(like, str) else like))[:20],
-        where=str(query.get("where") or "")[:MAX_WORDS],
+        text=_words(query.get("text")),
+        like=tuple(_words(i) for i in likes[:20]),
+        where=_words(query.get("where")),
         photo=bool(query.get("image") or query.get("photo")),
         time=int(time.time()) // 60 * 60,
     )
 
 
+def _words(value: Any) -> str:
+    """What can be written of a text; nothing of anything else, which no page of ours sends."""
+    return value[:MAX_WORDS].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
 def keep(directory: Path | str, vote: Vote) -> None:
-    """Append a vote: one write, so that several servers may do it at once. Raises CatalogError where it cannot be written."""
+    """Append a vote: one write, so that several servers may do it at once.
+
+    Raises:
+        CatalogError: it cannot be written, or the file is full.
+    """
     line = json.dumps(asdict(vote), ensure_ascii=False) + "\n"
     folder = objects.at(directory)
     try:
+        if (
+            not isinstance(folder, objects.Remote)
+            and folder.stamp(FILE)
+            and (folder.path / FILE).stat().st_size > MAX_FILE
+        ):
+            raise CatalogError(f"{folder.where(FILE)}: holds {MAX_FILE // 2**20} MiB of votes; move it away")
         folder.append(FILE, line)
     except OSError as error:
         raise CatalogError(f"{folder.where(FILE)}: the vote cannot be kept ({error.strerror})") from error

@@ -62,28 +62,36 @@ def run(
 
     Raises:
         UsageError: an origin, a rate or a log format that is none.
+        CatalogError: the catalog cannot be read.
     """
-    import uvicorn
-
-    from lookalike.server import observe, security
+    from lookalike.server import observe, protocol, security
     from lookalike.server.app import create_app
     from lookalike.server.writing import Downloads
 
     public = not _loopback(socket.getsockname())
     if log_format not in ("", "json", "text"):
         raise UsageError(f"--log-format {log_format}: choose json or text")
+    failures: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
     app = create_app(
         catalog, api_key, public=public, cors=tuple(security.origin(o) for o in cors),
         rate=security.Rate.parse(rate or ("20/s" if public else "off")), queue=queue or security.QUEUE,
-        source=source, downloads=Downloads(*downloads) if downloads is not None else None,
+        source=source, downloads=Downloads(*downloads) if downloads is not None else None, failed=failed,
     )  # fmt: skip
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Lookalike is at http://{shown}:{port}/ (Ctrl+C ends it)")
     observe.log_to_stderr(log_format)
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=10)
+    protocol.Bounded.most = protocol.room()
+    server = protocol.of(app)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[socket])
+        server.run(sockets=[socket])
+    if failures:
+        raise failures[0]
 
 
 def _loopback(address: Any) -> bool:

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlencode
 
 import anyio.to_thread
@@ -22,6 +22,7 @@ import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +30,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from lookalike import __version__, feedback, images, types
@@ -49,14 +51,23 @@ from lookalike.server import schemas, writing
 from lookalike.server.describe import describe
 from lookalike.server.keys import Keys
 from lookalike.server.observe import Meter, Observe, problem
-from lookalike.server.security import QUEUE, Guard, Rate, decoded
-from lookalike.stages import timed
+from lookalike.server.security import QUEUE, Guard, Rate, decoded, form_of
+from lookalike.stages import observer, timed
 
 WEB = Path(__file__).parent.parent / "web"
 POLL_SECONDS = 1.0
+CHECK_SECONDS = 30.0
+"""Between two searches of the server's own, by which it knows that searches are answered."""
+START_SECONDS = 60.0
+"""For which a request waits for the catalog to be loaded."""
+MAX_THUMBNAILS = 64 * 2**20
+"""Bytes of photos made ready that are kept in memory."""
+COMPARING = 4
+"""Requests for duplicates that may wait for one another."""
 REINDEX_AGAIN = 600.0
 """Seconds after which an index that could not be made is tried again."""
 log = logging.getLogger("lookalike")
+R = TypeVar("R")
 
 
 class Not(BaseModel):
@@ -123,10 +134,108 @@ class SearchRequest(BaseModel):
         )  # fmt: skip
 
 
+class Health:
+    """Whether searches are answered, found out by asking one now and then, and what else is wrong."""
+
+    def __init__(self, catalog: Catalog, sync: writing.Sync, writer: writing.Writer):
+        self.catalog, self.sync, self.writer = catalog, sync, writer
+        self.state = "starting"
+        self.stale = self.fails = False
+        self.loaded: asyncio.Event | None = None
+        self._answered = time.monotonic()
+        file = images.thumbnail(Image.new("RGB", (32, 32), "red"), 32)
+        self._query = types.Query(image=file, k=1)
+
+    async def begun(self) -> bool:
+        """Whether the catalog is loaded. Waits for it a while: whoever comes early would rather wait than ask again."""
+        if self.loaded is None:
+            return True
+        if not self.loaded.is_set():
+            with anyio.move_on_after(START_SECONDS):
+                await self.loaded.wait()
+        return self.state != "starting"
+
+    def search(self) -> None:
+        """By photo, since that needs all there is: decoder, encoder, index."""
+        self.catalog.answer(self._query, refresh=False)
+        self._answered = time.monotonic()
+
+    async def watch(self) -> None:
+        """Search again and again."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await run_in_threadpool(self.search)
+                if self.fails:
+                    log.info("searches are answered again")
+                self.fails = False
+            except Exception as error:
+                if not self.fails:  # once, not every time
+                    log.error("searches cannot be answered: %s", error)
+                self.fails = True
+
+    def problem(self) -> str:
+        """Why no search is answered, empty where they are."""
+        if self.state != "ready":
+            return self.state
+        waited = time.monotonic() - self._answered
+        if self.fails:
+            return "broken: searches fail; the server's log says why"
+        return f"broken: no search has come to its end for {waited:.0f} s" if waited > 3 * CHECK_SECONDS else ""
+
+    def reasons(self) -> list[str]:
+        """What is wrong although searches are answered."""
+        return [
+            *(["the catalog cannot be read; what was read before goes on answering"] if self.stale else []),
+            *(["the catalog could not be written when that was last tried"] if self.writer.failed else []),
+            *(["the last sync with the source failed: GET /api/indexing"] if self.sync.error else []),
+        ]
+
+
+class Thumbnails:
+    """Photos made ready, those not asked for the longest thrown away: bounded in bytes, since sizes differ hundredfold."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str, int], tuple[str, bytes]] = OrderedDict()
+        self._lock, self._size = threading.Lock(), 0
+
+    def __call__(self, path: str, digest: str, width: int) -> tuple[str, bytes]:
+        """The photo's JPEG, and the digest of the file as it is now, which may have changed. Raises InputError."""
+        key = (path, digest, width)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        content = images.load(path)
+        found = images.digest(content)
+        made = found, images.thumbnail(timed("decode", images.read, content, at_least=width), width)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self._size += len(made[1])
+            while self._size > MAX_THUMBNAILS:
+                self._size -= len(self._kept.popitem(last=False)[1][1])
+        return made
+
+
+async def _in_turn(request: Request, function: Callable[..., R], *args: Any) -> R:
+    """``function`` in a thread, once one is free; nothing is done for who has gone while waiting."""
+    threads, me, start = anyio.to_thread.current_default_thread_limiter(), object(), time.perf_counter()
+    await threads.acquire_on_behalf_of(me)
+    try:
+        if tell := observer.get():
+            tell("wait", time.perf_counter() - start)
+        if await request.is_disconnected():
+            raise ClientDisconnect
+        return await anyio.to_thread.run_sync(function, *args, limiter=anyio.CapacityLimiter(1))
+    finally:
+        threads.release_on_behalf_of(me)
+
+
 def create_app(
     catalog: Catalog, api_key: str = "", hosts: set[str] | None = None, *, public: bool = False,
     cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE, source: str | None = None,
-    downloads: writing.Downloads | None = None,
+    downloads: writing.Downloads | None = None, failed: Callable[[Exception], None] | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application over one catalog.
 
@@ -140,31 +249,56 @@ def create_app(
         queue: requests that may be at work or wait; more are sent away with 503.
         source: brought in step with when the server starts, in the background, and whenever it is asked to.
         downloads: how addresses, of SOURCE or of photos that are put, are fetched; None where they are not.
+        failed: where given, the catalog is loaded while health is told already, and this is told why it cannot be.
     """
     meter, keys = Meter(catalog), Keys(catalog.store.directory, api_key)
     sync, writer = writing.Sync(catalog, source, downloads), writing.Writer(catalog, downloads)
+    health = Health(catalog, sync, writer)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
-        await run_in_threadpool(lambda: (catalog.encoder, catalog.snapshot().lexical, _facets(catalog, "id is null")))
-        await run_in_threadpool(writer.sweep)
         # Searches hold the interpreter's lock most of their time: more threads would only take it from one another.
         anyio.to_thread.current_default_thread_limiter().total_tokens = 2 * (os.cpu_count() or 1)
-        watch = asyncio.create_task(_watch(catalog, sync))
-        app.state.ready = True
-        if source is not None:
-            sync.start()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def load() -> None:
+            # With a filter and its counts once, so that the first visitor does not wait for what is built on first use.
+            await run_in_threadpool(lambda: (catalog.snapshot().lexical, _facets(catalog, "id is null")))
+            await run_in_threadpool(health.search)
+            await run_in_threadpool(writer.sweep)
+            tasks.extend([asyncio.create_task(_watch(catalog, sync, health)), asyncio.create_task(health.watch())])
+            health.state = "ready"
+            if source is not None:
+                sync.start()
+
+        async def load_or_fail(failed: Callable[[Exception], None], loaded: asyncio.Event) -> None:
+            try:
+                await load()
+            except Exception as error:
+                failed(error)
+            loaded.set()
+
+        if failed is None:
+            await load()
+        else:
+            health.loaded = asyncio.Event()
+            tasks.append(asyncio.create_task(load_or_fail(failed, health.loaded)))
         yield
-        app.state.ready = False
-        watch.cancel()
+        health.state = "stopping"
+        for task in tasks:
+            task.cancel()
         await run_in_threadpool(sync.stop)
 
     # The default documentation pages load scripts from elsewhere; ours is web/docs.html.
-    app = FastAPI(title="Lookalike", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.ready = False
+    # Redirects to the path with or without its last slash would go to whatever the Host header says.
+    app = FastAPI(
+        title="Lookalike", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )  # fmt: skip
+    app.state.health, app.state.meter = health, meter
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=4)
-    app.add_middleware(Guard, keys=keys, meter=meter, public=public, hosts=hosts, cors=cors, rate=rate, queue=queue)
+    app.add_middleware(
+        Guard, keys=keys, meter=meter, begun=health.begun, public=public, hosts=hosts, cors=cors, rate=rate, queue=queue
+    )  # fmt: skip
     if cors:
         app.add_middleware(
             CORSMiddleware, allow_origins=cors, allow_methods=["GET", "POST", "PUT", "DELETE"],
@@ -175,7 +309,7 @@ def create_app(
     _errors(app)
     _searches(app, catalog)
     writing.routes(app, catalog, writer, sync)
-    _things(app, catalog, meter)
+    _things(app, catalog, meter, health)
     app.mount("/web", Parts(directory=WEB), name="web")
     describe(app)
     return app
@@ -191,7 +325,7 @@ class Parts(StaticFiles):
         return response
 
 
-async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
+async def _watch(catalog: Catalog, sync: writing.Sync, health: Health) -> None:
     """Load a newer version when there is one. A failed load keeps the old one and is tried again.
 
     An index that fell behind is made anew by a process of its own: it would take this one's time from searches.
@@ -207,7 +341,7 @@ async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
             try:
                 await run_in_threadpool(lambda: catalog.snapshot().lexical)
                 took = time.monotonic() - start
-                told = ""
+                told, health.stale = "", False
                 if maker is not None and maker.poll() is not None:
                     pause = time.monotonic() + REINDEX_AGAIN if maker.returncode else 0.0
                     maker = None
@@ -226,6 +360,7 @@ async def _watch(catalog: Catalog, sync: writing.Sync) -> None:
                         stdout=subprocess.DEVNULL,
                     )
             except Exception as error:
+                health.stale = True
                 if str(error) != told:  # once, not every second
                     told = str(error)
                     log.warning(
@@ -264,10 +399,9 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
 
-    async def answer(fields: dict[str, Any], upload: bytes | None) -> dict[str, Any]:
-        query = asked(fields, upload)
-
+    async def answer(request: Request, fields: dict[str, Any], upload: bytes | None) -> dict[str, Any]:
         def work() -> dict[str, Any]:
+            query = asked(fields, upload)
             found = catalog.answer(query, refresh=False)
             return {
                 "hits": [h.to_json() for h in found.hits],
@@ -279,11 +413,10 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
                 "took_ms": round(found.took_ms, 2),
             }
 
-        return await run_in_threadpool(work)
+        return await _in_turn(request, work)
 
     schema = SearchRequest.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
-    comparing = threading.Lock()
     schema["properties"] |= {"not": Not.model_json_schema(), "feedback": Votes.model_json_schema()}
     contents = {t: {"schema": schema} for t in ("application/json", "multipart/form-data")}
 
@@ -300,7 +433,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
             return fields, None
         if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
             raise HTTPException(415, f"{kind or 'no content type'}: send multipart/form-data or application/json")
-        async with request.form(max_files=1, max_fields=200) as form:
+        async with form_of(request, files=1) as form:
             upload = None
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile) and (value.filename or value.size):  # else a field left empty
@@ -310,11 +443,11 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
             pairs = [(k, v) for k, v in form.multi_items() if isinstance(v, str)]
         return _fields(pairs), upload
 
-    @app.post("/api/search", openapi_extra={"requestBody": {"content": contents}})
+    @app.post("/api/search", openapi_extra={"requestBody": {"required": True, "content": contents}})
     async def search(request: Request) -> dict[str, Any]:
         """Search by photo, words, likes, or several at once; multipart (image as a file) or JSON (image as base64)."""
         fields, upload = await upload_of(request)
-        return await answer(fields, upload)
+        return await answer(request, fields, upload)
 
     @app.get("/api/search")
     async def search_by_address(
@@ -332,7 +465,7 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
         offset: Annotated[int, Query(ge=0, le=MAX_DEPTH)] = 0,
     ) -> dict[str, Any]:
         """The same search without an upload; ``not``, ``weights`` and ``feedback`` are written as JSON."""
-        return await answer(_fields(request.query_params.multi_items()), None)
+        return await answer(request, _fields(request.query_params.multi_items()), None)
 
     tag_schema = {
         "type": "object", "required": ["image"],
@@ -340,19 +473,27 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
     }  # fmt: skip
     tag_contents = {t: {"schema": tag_schema} for t in ("application/json", "multipart/form-data")}
 
-    @app.post("/api/tag", openapi_extra={"requestBody": {"content": tag_contents}})
+    @app.post("/api/tag", openapi_extra={"requestBody": {"required": True, "content": tag_contents}})
     async def tag(request: Request) -> dict[str, Any]:
         """Attributes of any photo with their confidence, where the garment lies, and its colours; fields: image, crop."""
         fields, upload = await upload_of(request)
-        query = asked(fields, upload)
-        if query.image is None:
-            raise UsageError("no photo; send it in the field image")
-        return await run_in_threadpool(catalog.tag, query.image, query.crop, refresh=False)
+
+        def work() -> dict[str, Any]:
+            query = asked(fields, upload)
+            if query.image is None:
+                raise UsageError("no photo; send it in the field image")
+            return catalog.tag(query.image, query.crop, refresh=False)
+
+        return await _in_turn(request, work)
 
     pairs: dict[tuple[int, float, str], list[dict[str, Any]]] = {}
+    comparing = anyio.Lock()
+
+    def compare(threshold: float, where: str) -> list[dict[str, Any]]:
+        return catalog.duplicates(threshold, where=where, refresh=False)
 
     @app.get("/api/duplicates")
-    def duplicates(
+    async def duplicates(
         threshold: Annotated[float, Query(ge=0.9, le=1)] = NEAR_DUPLICATE,
         where: str = "",
         k: Annotated[int, Query(ge=1, le=MAX_K)] = 50,
@@ -360,11 +501,15 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
     ) -> dict[str, Any]:
         """Groups of products whose photos show the same. The first call of a catalog version compares all pairs."""
         key = (catalog.snapshot(refresh=False).version, threshold, where)
-        with comparing:  # one at a time: it takes all cores
-            if key not in pairs:
-                if len(pairs) > 8:
-                    pairs.clear()
-                pairs[key] = catalog.duplicates(threshold, where=where, refresh=False)
+        if key not in pairs:
+            if comparing.statistics().tasks_waiting >= COMPARING:
+                raise HTTPException(503, "others look for duplicates already; try again later", {"retry-after": "10"})
+            async with comparing:  # one at a time, and in a thread that no search waits for
+                if key not in pairs:
+                    found = await anyio.to_thread.run_sync(compare, threshold, where, limiter=anyio.CapacityLimiter(1))
+                    if len(pairs) > 8:
+                        pairs.clear()
+                    pairs[key] = found
         return {"groups": pairs[key][offset : offset + k], "total": len(pairs[key])}
 
     @app.post("/api/feedback", status_code=204)
@@ -377,7 +522,9 @@ def _searches(app: FastAPI, catalog: Catalog) -> None:
         return Response(status_code=204)
 
 
-def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
+def _things(app: FastAPI, catalog: Catalog, meter: Meter, health: Health) -> None:
+    thumbnail = Thumbnails()
+
     @app.get("/api/products", response_model=schemas.ProductsAnswer)
     def products(
         response: Response,
@@ -404,12 +551,6 @@ def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
     def product(identity: str) -> Any:
         """One product with its attributes and the ids of its photos."""
         return catalog.product(identity, refresh=False)
-
-    @lru_cache(maxsize=1024)
-    def thumbnail(path: str, digest: str, width: int) -> tuple[str, bytes]:
-        content = images.load(path)
-        found = images.digest(content)  # not the catalog's, where the file was changed since
-        return found, images.thumbnail(timed("decode", images.read, content, at_least=width), width)
 
     @app.get("/api/photos/{photo_id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     def photo(request: Request, photo_id: str, width: Annotated[int, Query(ge=16, le=2048)] = 480) -> Response:
@@ -451,15 +592,18 @@ def _things(app: FastAPI, catalog: Catalog, meter: Meter) -> None:
 
     # These three are answered by the event loop itself, also while every thread is busy.
 
-    @app.get("/healthz", response_model=schemas.Health)
-    async def health() -> Any:
+    @app.get("/healthz", response_model=schemas.Health, response_model_exclude_defaults=True)
+    async def alive() -> Any:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", response_model=schemas.Health)
+    @app.get("/readyz", response_model=schemas.Health, response_model_exclude_defaults=True)
     async def ready() -> Any:
-        """Searches are answered."""
-        return {"status": "ok"} if app.state.ready else problem(503, "starting", {"retry-after": "1"})
+        """Searches are answered. 503 says why they are not: ``starting``, ``stopping``, or ``broken: …``."""
+        if why := health.problem():
+            return problem(503, why, {"retry-after": "1"})
+        reasons = health.reasons()
+        return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

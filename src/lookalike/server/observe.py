@@ -32,11 +32,24 @@ if TYPE_CHECKING:
     from lookalike.catalog import Catalog
 
 HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
 }
+"""Of every answer. Data and photos are no pages: whoever opens them as one gets nothing that runs or loads."""
+
+PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+"""The policy of the pages. ``data:`` and ``blob:`` are the photos that a visitor chose, shown before they are sent."""
+
+PAGES = {"/", "/docs"}
+MAX_DETAIL = 1000
+"""Characters of an error's text: it may quote what was sent."""
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
@@ -47,6 +60,9 @@ access = logging.getLogger("lookalike.access")
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An RFC 9457 problem document, with the request's id."""
+    if len(detail) > MAX_DETAIL:
+        detail = detail[:MAX_DETAIL] + " …"
+    detail = detail.encode("utf-8", "backslashreplace").decode()  # halves of surrogate pairs, which JSON can hold
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     if request_id.get():
         body["request_id"] = request_id.get()
@@ -73,10 +89,18 @@ class Meter(Collector):
         self.running = Gauge("lookalike_requests_running", "Requests that are being answered.", registry=made)
         self.limited = Counter("lookalike_rate_limited", "Requests over the rate limit (429).", registry=made)
         self.overloaded = Counter("lookalike_overloaded", "Requests that found the queue full (503).", registry=made)
-        for stage in ("decode", "encode", "search"):
+        self.cut = Counter("lookalike_connections_cut", "Connections ended before their time.", ["why"], registry=made)
+        for stage in ("wait", "decode", "encode", "search"):
             self.stages.labels(stage)  # there from the start, for alerts on what has not happened yet
         ProcessCollector(registry=made)
         made.register(self)
+
+    def refused(self, status: int, identity: str) -> None:
+        """Count and log what was refused before there was a request."""
+        self.requests.labels("OTHER", "none", str(status)).inc()
+        if access.isEnabledFor(logging.INFO):
+            fields = {"method": "OTHER", "route": "none", "status": status, "request_id": identity}
+            access.info("request", extra={"fields": fields})
 
     def describe(self) -> list[Metric]:
         """Nothing: registering must not read the catalog."""
@@ -131,6 +155,8 @@ class Observe:
                 headers = MutableHeaders(raw=list(message.get("headers", [])))
                 for name, value in self.headers.items():
                     headers[name] = value
+                if path in PAGES:
+                    headers["content-security-policy"] = PAGE
                 headers["x-request-id"] = identity
                 if path.startswith("/api/"):
                     headers.setdefault("cache-control", "no-store")
@@ -226,7 +252,14 @@ def log_to_stderr(form: str = "") -> None:
     handler.setFormatter(
         TextLines() if (form or ("text" if sys.stderr.isatty() else "json")) == "text" else JsonLines()
     )
-    for name, level in (("lookalike", logging.INFO), ("uvicorn", logging.WARNING)):
+    # What uvicorn and the form parser warn of, requests that are none, has a line of ours.
+    levels = {
+        "": logging.WARNING,
+        "lookalike": logging.INFO,
+        "uvicorn": logging.ERROR,
+        "python_multipart": logging.ERROR,
+    }
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,11 @@ from lookalike.types import Value
 
 MAX_PUT, MAX_PHOTOS = 100, 20
 """Products of one request, and photos of one product."""
+
+
+Name = Annotated[str, Field(max_length=200)]
+Words = Annotated[str, Field(max_length=20_000)]
+"""A column's name and a value: as long as shops write them, not as a body may be."""
 
 
 class Problem(BaseModel):
@@ -207,9 +212,10 @@ class StatusAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """All is well."""
+    """All is well, or searches are answered though something is wrong (``degraded``)."""
 
-    status: str = "ok"
+    status: str = Field(examples=["ok"])
+    reasons: list[str] = Field([], description="What is wrong; the server's log has more.")
 
 
 class ProductFields(BaseModel):
@@ -217,8 +223,8 @@ class ProductFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     title: str = Field("", max_length=2000)
-    attributes: dict[str, str | int | float | bool | list[str] | None] = Field(
-        {}, examples=[{"colour": "Red", "price": 49}]
+    attributes: dict[Name, Words | int | float | bool | list[Words] | None] = Field(
+        {}, max_length=500, examples=[{"colour": "Red", "price": 49}]
     )
     photos: list[str] | None = Field(
         None,

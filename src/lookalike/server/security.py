@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import math
 import re
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +27,15 @@ from lookalike.server.observe import Meter, problem
 
 MAX_BODY = 32 * 2**20
 """Bytes of a request, all of it counted: a 64 MP photo fits, base64 included."""
+
+MAX_HEADERS, MAX_HEADERS_SIZE = 100, 32 * 2**10
+"""Of a request: their number, and their bytes (``protocol`` bounds them earlier; here also of pipelined requests)."""
+
+MAX_VALUES = 100_000
+"""Values of a JSON body, counted by its commas and brackets before it is parsed: each takes tens of times its bytes."""
+
+MAX_FIELDS = 200
+"""Fields of a form without files."""
 
 MAX_BODIES = 512 * 2**20
 """Bytes of all requests that are being answered."""
@@ -98,8 +111,8 @@ class Guard:
     """Pure ASGI, so that nothing of a body is read before it is counted."""
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, meter: Meter, public: bool = False, hosts: set[str] | None = None,
-        cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE,
+        self, app: ASGIApp, keys: Keys, meter: Meter, begun: Callable[[], Awaitable[bool]], public: bool = False,
+        hosts: set[str] | None = None, cors: tuple[str, ...] = (), rate: Rate | None = None, queue: int = QUEUE,
     ):  # fmt: skip
         """Wrap ``app``.
 
@@ -107,6 +120,7 @@ class Guard:
             app: what is guarded.
             keys: where there is any, every call under ``/api/`` wants one; writing wants one always.
             meter: counts what is sent away.
+            begun: whether there is something to search; may wait until there is.
             public: reachable from other machines: a key is wanted even when the last one has been removed.
             hosts: Host headers that are answered when there is no key (a page of another site may resolve its own name
                 to this machine); None for loopback names.
@@ -114,7 +128,7 @@ class Guard:
             rate: for each client, or None.
             queue: requests under ``/api/`` that may be at work or wait.
         """
-        self.app, self.keys, self.meter, self.public = app, keys, meter, public
+        self.app, self.keys, self.meter, self.begun, self.public = app, keys, meter, begun, public
         self.hosts = LOOPBACK if hosts is None else hosts
         self.cors = cors
         self.buckets = Buckets(rate) if rate else None
@@ -136,7 +150,8 @@ class Guard:
         works = request.scope["path"].startswith("/api/")
         whole = "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0"
         deadline = anyio.current_time() + BODY_SECONDS
-        seen = 0
+        form = request.headers.get("content-type", "").lower().startswith("multipart/")
+        seen = values = 0
         entered = False
 
         def enter() -> None:
@@ -149,18 +164,22 @@ class Guard:
 
         async def counted() -> Message:
             # What is raised here is a refusal that routes pass on to the problem documents.
-            nonlocal seen, whole
+            nonlocal seen, values, whole
             if whole:
                 return await receive()
             with anyio.move_on_after(deadline - anyio.current_time()) as late:
                 message = await receive()
             if late.cancelled_caught:
                 raise HTTPException(408, f"the body did not come within {BODY_SECONDS:.0f} s", {"connection": "close"})
-            count = len(message.get("body", b""))
-            seen += count
-            self.bytes += count
+            body = message.get("body", b"")
+            seen += len(body)
+            self.bytes += len(body)
             if seen > MAX_BODY:
                 raise _too_large()
+            if not form:
+                values += sum(body.count(mark) for mark in (b",", b"[", b"{"))
+            if values > MAX_VALUES:
+                raise HTTPException(413, f"the body has more than {MAX_VALUES:,} values; send fewer at a time")
             if self.bytes > MAX_BODIES:
                 raise self._full()
             if not message.get("more_body", False):
@@ -171,6 +190,8 @@ class Guard:
         try:
             if whole:
                 enter()
+            if works and not await self.begun():
+                raise HTTPException(503, "starting", {"retry-after": "1"})
             await self.app(scope, counted, send)
         except HTTPException as refusal:  # before, or outside of, any route
             await problem(refusal.status_code, refusal.detail, refusal.headers)(scope, receive, send)
@@ -184,6 +205,12 @@ class Guard:
 
     def _check(self, request: Request) -> None:
         """Raises HTTPException for what is refused."""
+        sent = request.scope["headers"]
+        if len(sent) > MAX_HEADERS or sum(len(name) + len(value) for name, value in sent) > MAX_HEADERS_SIZE:
+            raise HTTPException(431, f"more than {MAX_HEADERS} headers, or {MAX_HEADERS_SIZE // 2**10} KiB of them")
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # Where a proxy in front believes the one and we the other, a second request hides in the first.
+            raise HTTPException(400, "both Content-Length and Transfer-Encoding; send one", {"connection": "close"})
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY:
             raise _too_large()
@@ -290,6 +317,49 @@ def _network(request: Request) -> str:
 
 def _too_large() -> HTTPException:
     return HTTPException(413, f"the request is larger than {MAX_BODY // 2**20} MiB; send a smaller photo")
+
+
+class _InMemory(MultiPartParser):
+    """Keeps a customer's photo in memory: by default what is larger than 1 MiB goes through a file."""
+
+    spool_max_size = MAX_BODY + 1
+    whole = False
+
+    def on_end(self) -> None:
+        """As ``MultiPartParser.on_end``."""
+        self.whole = True
+
+    async def parse(self) -> FormData:
+        """As ``MultiPartParser.parse``, but what breaks off is refused, and its files are closed."""
+        form = await super().parse()
+        if not self.whole:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("the form breaks off: its last boundary is missing")
+        return form
+
+
+@contextlib.asynccontextmanager
+async def form_of(request: Request, files: int, fields: int = MAX_FIELDS) -> AsyncIterator[FormData]:
+    """The fields and files of a form of at most so many. Nothing of it reaches the disk.
+
+    Raises:
+        HTTPException: 400, it is no form, or larger.
+    """
+    try:
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            form = await _InMemory(request.headers, request.stream(), max_files=files, max_fields=fields).parse()
+        else:
+            body = (await request.body()).decode("latin-1")
+            form = FormData([*parse_qsl(body, keep_blank_values=True, max_num_fields=fields)])
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    except ValueError:
+        raise HTTPException(400, f"the form has more than {fields} fields, or cannot be read") from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def decoded(name: str, value: str) -> Any:

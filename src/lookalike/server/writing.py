@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +24,11 @@ from starlette.exceptions import HTTPException
 
 from lookalike import images, objects
 from lookalike.catalog import Catalog
-from lookalike.errors import CatalogError, InputError, LookalikeError, NotFound, UsageError
+from lookalike.errors import CatalogError, CatalogLocked, InputError, LookalikeError, NotFound, UsageError
 from lookalike.indexing import Report, upload_item
 from lookalike.server import schemas
 from lookalike.server.observe import problem
-from lookalike.server.security import decoded
+from lookalike.server.security import decoded, form_of
 from lookalike.sources import web
 from lookalike.types import Product, Quarantined
 
@@ -67,6 +67,20 @@ class Writer:
         self.catalog, self.downloads = catalog, downloads
         self.uploads = catalog.store.local.absolute() / "uploads"
         self._lock = threading.Lock()
+        self.failed = False
+        """Whether the catalog could not be written when that was last tried; somebody else's lock is no failure."""
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+                self.failed = False
+            except CatalogLocked:
+                raise
+            except CatalogError:
+                self.failed = True
+                raise
 
     def put(self, given: list[Given]) -> Report:
         """Keep the photos, then commit all products at once.
@@ -84,7 +98,7 @@ class Writer:
             )
         problems: list[Quarantined] = []
         loaded = [(one, [self._load(one, n, p, problems) for n, p in enumerate(one.photos or ())]) for one in given]
-        with self._lock:
+        with self._one_at_a_time():
             made: list[Path] = []
             names: dict[tuple[str, str], str] = {}
             products = []
@@ -107,7 +121,7 @@ class Writer:
 
     def remove(self, identity: str) -> None:
         """Remove a product, and the photos of it that were uploaded. Raises NotFound."""
-        with self._lock:
+        with self._one_at_a_time():
             before = self._paths([identity])[identity]
             if not before:
                 raise NotFound(f"no product {identity!r} in the catalog")
@@ -445,7 +459,7 @@ def _given(identity: str, fields: schemas.ProductFields, place: str) -> Given:
 
 
 async def _from_form(identity: str, request: Request) -> Given:
-    async with request.form(max_files=schemas.MAX_PHOTOS, max_fields=10) as form:
+    async with form_of(request, files=schemas.MAX_PHOTOS, fields=10) as form:
         photos: list[bytes | str] = []
         fields: dict[str, Any] = {}
         for name, value in form.multi_items():
