@@ -447,6 +447,87 @@ def tiff(width, height, tags, body):
     return b"II*\0" + struct.pack("<I", start) + body + directory + struct.pack("<I", 0) + tail
 
 
+def segment(marker, body=b""):
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segments(segments):
+    whole = encode(garment(), "JPEG")
+    return whole[:2] + segments + whole[2:]
+
+
+def gif_with(blocks):
+    whole = encode(garment(), "GIF")
+    start = 13 + (3 << (whole[10] & 7) + 1)
+    return whole[:start] + blocks + whole[start:]
+
+
+def tiff_of_values(tag, count):
+    body = struct.pack("<HHHII", 1, tag, 4, count, 26) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + body + bytes(4 * count)
+
+
+MANY = 2**18 + 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(with_segments(segment(0xFE) * MANY), id="JPEG comments"),
+        pytest.param(with_segments(b"\xff\xd0" * MANY), id="JPEG restarts"),
+        pytest.param(with_segments(b"\xff" * MANY), id="JPEG padding"),
+        pytest.param(with_segments(segment(0xE1, b"Exif\0\0II") * 65), id="JPEG EXIF"),
+        pytest.param(png(1, 1, extra=[(b"prIv", b"")] * MANY, pixels=bytes(4)), id="PNG chunks"),
+        pytest.param(gif_with(b"!\xfe\x01a\0" * MANY), id="GIF comments"),
+        pytest.param(gif_with(b"!\xff" + b"\x01a" * MANY + b"\0"), id="GIF extension"),
+        pytest.param(tiff_of_values(273, MANY), id="TIFF strips"),
+        pytest.param(tiff_of_values(258, MANY), id="TIFF bits"),
+    ],
+)
+def test_headers_in_millions_of_pieces_are_refused_before_pillow_walks_over_them(data):
+    start = time.process_time()
+    with pytest.raises(ImageTooLarge, match=r"the image: its header is in far more pieces.*save it again"):
+        images.read(data)
+    with pytest.raises(ImageTooLarge):
+        images._refuse_pieces(data, "it")
+    assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_segments(b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 255]) + bytes(99)) for n in range(1, 256))),
+        with_segments(segment(0xE1, b"Exif\0\0II") * 3 + segment(0xFE) * 1000),
+        png(1, 1, extra=[(b"tEXt", b"k\0v")] * 1000, pixels=bytes(4)),
+        gif_with(b"!\xfe" + b"\xff" + b"a" * 255 + b"\0"),
+        encode(garment(), "TIFF", tiffinfo={270: "x" * 100_000}),
+    ],
+    ids=["ICC in 255 parts", "comments", "texts", "a comment", "a description"],
+)
+def test_headers_as_programs_write_them_are_read(data):
+    assert images.read(data).mode == "RGB"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1025, 1024), (50_000_000, 1)])
+def test_a_large_bmp_packed_by_run_lengths_is_refused(width, height):
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + info + bytes(1024) + b"\1\5\0\0\0\1"
+    with pytest.raises(ImageTooLarge, match=r"run lengths.*save it as JPEG or PNG"):
+        images.read(data)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_large_grey_photos_of_other_ranges_take_little_memory(kind):
+    values = np.linspace(-70_000, 70_000, 2000 * 2000).reshape(2000, 2000).astype(kind)
+    expected = np.rint((values.astype(float) + 70_000) * (255 / 140_000)).astype(np.uint8)
+    tracemalloc.start()
+    made = images._to_8_bits(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(made, expected)
+    assert peak < 60e6  # four million floats at once would be 130 MB
+
+
 def test_tiff_tiles_that_are_listed_over_and_over_are_refused():
     good = tiff(100, 100, {278: 50, 273: [8, 5008], 279: [5000, 5000]}, bytes(10_000))
     assert images.read(good).getpixel((50, 50)) == (0, 0, 0)

@@ -269,3 +269,11 @@ def test_votes_are_kept_without_who_and_what_photo(tmp_path: Path, monkeypatch: 
     assert feedback.read(tmp_path / "none") == []
     monkeypatch.setenv("LOOKALIKE_FEEDBACK", "off")
     assert not feedback.wanted()
+
+
+@pytest.mark.parametrize("text", ["\ud800" * 9_999, "\ud800" * 1_000_000, "x" * 1_000_000])
+def test_messages_about_huge_texts_stay_short(twins: lookalike.Catalog, text: str):
+    for query in (Query(text=text), Query(text="red", not_text=[text]), Query(like=[text])):
+        with pytest.raises(UsageError) as caught:
+            twins.answer(query)
+        assert len(str(caught.value)) < 600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -463,3 +464,26 @@ def test_the_command_line_says_how_many_the_shop_does_not_show(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "1 added" in done.stdout
     assert "1 products that the shop does not show" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "utf-7", "utf-32", "idna", "zlib", "no-such", "x" * 500])
+def test_feeds_in_encodings_that_are_not_read(tmp_path: Path, encoding: str):
+    (tmp_path / "f.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?><rss><item><id>1</id></item></rss>')
+    with pytest.raises(InputError, match=r"f\.xml.*encoding") as caught:
+        open_source(tmp_path / "f.xml")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("start", ["<rss><item a='", "<rss><!--", "<?pi "])
+def test_a_tag_without_end_is_not_read_over_and_over(tmp_path: Path, start: str):
+    (tmp_path / "f.xml").write_text(start + "x" * 6_000_000)
+    begun = time.process_time()
+    with pytest.raises(InputError, match=r"f\.xml, line 1: a tag or comment longer than 4 MiB; take it out"):
+        open_source(tmp_path / "f.xml")
+    assert time.process_time() - begun < 3
+
+
+def test_tags_millions_deep(tmp_path: Path):
+    (tmp_path / "f.xml").write_text("<a>" * 100_000)
+    with pytest.raises(InputError, match="1,000 deep"):
+        open_source(tmp_path / "f.xml")

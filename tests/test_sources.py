@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import csv
 import json
+import os
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import lookalike
 from conftest import draw, write_csv
 from lookalike.errors import InputError, UsageError
 from lookalike.sources import open_source
+from lookalike.sources import table as table_module
 from lookalike.sources.table import csv_rows, kind_of
 from lookalike.types import Product
 
@@ -275,3 +280,166 @@ def test_values_of_parquet_and_numpy_become_plain_ones(tmp_path: Path):
         open_source([Product(7, ["a.jpg"])])  # type: ignore[arg-type]
     made = open_source([Product("x", ["a.jpg"], attributes={"day": datetime.date(2026, 1, 2), "tags": ("a", "b")})])
     assert made.products[0].attributes == {"day": "2026-01-02", "tags": "a, b"}
+
+
+# What others send ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_marked_encodings_are_read(tmp_path: Path, encoding: str, form: str):
+    draw(tmp_path / "a.jpg", "red", "bag")
+    text = "id,title,image\n1,größe 日本 👗,a.jpg\n"
+    if form == "jsonl":
+        text = '{"id": 1, "title": "größe 日本 👗", "image": "a.jpg"}\n'
+    (tmp_path / f"t.{form}").write_bytes(text.encode(encoding))
+    assert [p.title for p in open_source(tmp_path / f"t.{form}").products] == ["größe 日本 👗"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "gb18030", "utf-16-le", "utf-16-be", "utf-32-le", "cp037"])
+def test_other_encodings_are_refused_by_name(tmp_path: Path, encoding: str):
+    (tmp_path / "t.csv").write_bytes("id,title,image\n1,größe,a.jpg\n".encode(encoding))
+    with pytest.raises(InputError, match=r"t\.csv.*save it as UTF-8"):
+        open_source(tmp_path / "t.csv")
+
+
+def test_rows_with_nul_characters_are_quarantined_and_the_rest_is_read(tmp_path: Path):
+    draw(tmp_path / "a.jpg", "red", "bag")
+    rows = [{"id": "1", "title": "a\0b", "image": "a.jpg"}, {"id": "2", "title": "whole", "image": "a.jpg"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    source = open_source(tmp_path / "t.jsonl")
+    assert [p.id for p in source.products] == ["2"]
+    assert [(q.item, q.reason[:26]) for q in source.quarantined] == [("t.jsonl, line 1", "title: has a NUL character")]
+    (tmp_path / "t.csv").write_text("id,im\0age\n1,a.jpg\n")
+    with pytest.raises(InputError, match=r"t\.csv, line 1: has NUL characters.*save it as UTF-8"):
+        open_source(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_too_many_columns_are_refused_at_once(tmp_path: Path, form: str):
+    names = ["image", *(f"c{n}" for n in range(100_000))]
+    text = ",".join(names) if form == "csv" else "\n".join(json.dumps({"image": "a.jpg", n: 1}) for n in names)
+    (tmp_path / f"t.{form}").write_text(text)
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"columns, at most 2,000 are read; leave some out"):
+        open_source(tmp_path / f"t.{form}")
+    assert time.process_time() - start < 2
+
+
+def test_messages_about_huge_cells_stay_short(tmp_path: Path):
+    draw(tmp_path / "a.jpg", "red", "bag")
+    huge = "x" * 1_000_000
+    rows = [
+        {"id": "1", "title": huge, "image": "a.jpg", "note": huge},
+        {"id": huge, "title": "", "image": "a.jpg", "note": ""},
+        {"id": "3", "title": "", "image": huge, "note": ""},
+    ]
+    source = open_source(write_csv(tmp_path / "t.csv", rows))
+    assert [p.id for p in source.products] == ["1"]
+    assert len(source.products[0].title) == len(str(source.products[0].attributes["note"])) == 100_000
+    assert [(q.item, q.reason[:45]) for q in source.quarantined] == [
+        ("t.csv, line 3", "the id 'xxxxxxxxxxxxxxxxxxxx… (1,000,000 chara"[:45]),
+        ("t.csv, line 2, id 1", "title: 1,000,000 characters; the first 100,000 are kept"[:45]),
+        ("t.csv, line 2, id 1", "note: 1,000,000 characters; the first 100,000 are kept"[:45]),
+        ("t.csv, line 4, id 3", "the photo " + "x" * 35),
+    ]
+    assert all(len(q.reason) < 300 for q in source.quarantined)
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(table_module, "MAX_LINE", 1000)
+    for name, text in (("t.csv", "id,image\n1," + "x" * 5000), ("u.csv", "x" * 5000), ("t.jsonl", "{" + " " * 5000)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=rf"{name}, line \d: is longer than"):
+            open_source(tmp_path / name)
+
+
+def test_a_table_names_no_photos_outside_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shop, elsewhere = tmp_path / "shop", tmp_path / "elsewhere"
+    draw(shop / "a.jpg", "red", "bag")
+    secret = draw(elsewhere / "secret.jpg", "blue", "dress")
+    names = [
+        "a.jpg",
+        str(secret),
+        "../elsewhere/secret.jpg",
+        "x/../../elsewhere/secret.jpg",
+        "./a.jpg",
+        str(shop / "a.jpg"),
+    ]
+    path = write_csv(shop / "t.csv", [{"id": n, "image": name} for n, name in enumerate(names)])
+    source = open_source(path)
+    assert [p.id for p in source.products] == ["0", "4", "5"]
+    assert [q.item[-4:] for q in source.quarantined] == ["id 1", "id 2", "id 3"]
+    assert all(
+        f"lies outside of {shop}; move it there, or set LOOKALIKE_PHOTOS" in q.reason for q in source.quarantined
+    )
+    assert source.broken == {"1", "2", "3"}  # not pruned: they may be allowed again
+    alone = write_csv(shop / "u.csv", [{"id": 1, "image": str(secret)}])
+    with pytest.raises(InputError, match=r"they lie outside of its folder.*LOOKALIKE_PHOTOS="):
+        open_source(alone)
+    monkeypatch.setenv("LOOKALIKE_PHOTOS", f"/nowhere{os.pathsep}{elsewhere}")
+    assert len(open_source(path).products) == 6
+    monkeypatch.setenv("LOOKALIKE_PHOTOS", str(tmp_path / "else"))  # a folder, not the beginning of a name
+    assert len(open_source(path).products) == 3
+
+
+def test_parquet_files_that_unpack_to_far_more_are_refused(tmp_path: Path):
+    for rows, text in ((200_000, "x"), (1, "x" * 5_000_000)):
+        same = pa.array([0] * rows, pa.int32())
+        columns = {
+            n: pa.DictionaryArray.from_arrays(same, [v]) for n, v in (("id", "1"), ("image", "a.jpg"), ("t", text))
+        }
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet", compression="zstd")
+        with pytest.raises(InputError, match=r"t\.parquet: .* rows and .* bytes are packed into"):
+            open_source(tmp_path / "t.parquet")
+
+
+def test_parquet_with_dates_that_python_does_not_have_and_texts_that_repeat(tmp_path: Path):
+    draw(tmp_path / "a.jpg", "red", "bag")
+    columns = {
+        "id": [str(n) for n in range(2500)],
+        "image": ["a.jpg"] * 2500,
+        "day": pa.array([2**30] * 2500, pa.date32()),
+        "kind": pa.array(["bag", None] * 1250),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    products = open_source(tmp_path / "t.parquet").products
+    assert [p.id for p in products] == columns["id"]
+    assert [p.attributes["kind"] for p in products[:2]] == ["bag", None]
+    assert products[0].attributes["kind"] is products[2400].attributes["kind"]
+    assert isinstance(products[0].attributes["day"], str)
+
+
+def test_a_damaged_parquet_file_is_refused_by_row(tmp_path: Path):
+    pq.write_table(pa.table({"id": [str(n) for n in range(500)], "image": ["a.jpg"] * 500}), tmp_path / "t.parquet")
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    data[4:200] = bytes(196)
+    (tmp_path / "t.parquet").write_bytes(data)
+    with pytest.raises(InputError, match=r"t\.parquet.*(row 1 or after: )?cannot be read|not a Parquet"):
+        open_source(tmp_path / "t.parquet")
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3", "\t=1", "'=1", "''=1", "-", "-5", "'quoted'", "plain"]
+
+
+def test_exports_hold_no_formulas_and_read_back_the_same(tmp_path: Path):
+    photo = draw(tmp_path / "a.jpg", "red", "bag")
+    products = [Product(f, [photo], f, {"note": f, "=name": "x"}) for f in FORMULAS if f.isprintable()]
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    catalog.index(products)
+    catalog.export(tmp_path / "e.csv")
+    with (tmp_path / "e.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert [c for c in cells if c[:1] in ("=", "+", "@", "-", "\t") and c != "-5"] == []
+    again = {p.id: p for p in open_source(tmp_path / "e.csv").products}
+    assert again.keys() == {p.id for p in products}
+    assert all(again[p.id].attributes["note"] == p.attributes["note"] for p in products)
+    assert "=name" in again["plain"].attributes
+    for text in FORMULAS:
+        assert table_module.unguarded(table_module.guarded(text)) == text
+
+
+def test_frames_whose_columns_have_numbers_for_names():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(InputError, match="no column of image paths found among 0, 1"):
+        open_source(pandas.DataFrame([["a", "b"]]))

@@ -487,6 +487,7 @@ def _several(value: str | Sequence[str]) -> Sequence[str]:
 def _write(table: Any, order: Any, path: Path, suffix: str) -> None:
     """The rows of a table in an order, some at a time."""
     from lookalike.snapshot import number
+    from lookalike.sources.table import guarded
 
     parts = (table.take(order[start : start + EXPORTED]) for start in range(0, max(1, len(order)), EXPORTED))
     if suffix == ".parquet":
@@ -499,10 +500,10 @@ def _write(table: Any, order: Any, path: Path, suffix: str) -> None:
     with path.open("w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text)
         if suffix == ".csv":
-            writer.writerow(table.column_names)
+            writer.writerow([guarded(name) for name in table.column_names])
         for part in parts:
             for row in part.to_pylist():
                 if suffix == ".csv":
-                    writer.writerow(["" if v is None else number(v) for v in row.values()])
+                    writer.writerow(["" if v is None else guarded(number(v)) for v in row.values()])
                 else:
                     text.write(json.dumps({k: number(v) for k, v in row.items()}, ensure_ascii=False) + "\n")

@@ -19,9 +19,9 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 """Pillow's names of the formats that are read. The other forty are an attack surface that no shop needs."""
 
 _MAX_SCANS = 100  # of a JPEG; cameras and optimisers write at most about a dozen
+_MAX_PIECES = 2**18  # of what comes before the pixels; Pillow walks over them one by one: at most 2 s
+_MAX_EXIF = 64  # segments of a JPEG that hold EXIF; Pillow joins them one by one: a file of 64 MB took minutes
+_MAX_RUNS = 2**20  # pixels of a BMP packed by run lengths, which Pillow unpacks in Python: 100 bytes took 9 s
 _JPEG_SIDE = 65_500  # libjpeg writes no longer side
 _WHITE = (255, 255, 255)
 
@@ -53,6 +56,10 @@ _SIGNATURE = re.compile(
 _FIT = re.compile(
     r"(?P<mode>pad-white|pad-black|crop|squash)-(?P<filter>bicubic|bilinear|lanczos)(-(?P<fraction>\d?\.?\d+))?"
 )
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")  # of a JPEG: those that have a length
+_TIFF_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of one value of a TIFF's tag by its type, without those that stay bytes."""
+
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -124,6 +131,7 @@ def read(source: ImageInput, *, at_least: int | None = None, name: str | None = 
     if not data:
         raise ImageEmpty(f"{label}: is empty (0 bytes); copy or download it again")
     try:
+        _refuse_pieces(data, label)
         with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             _refuse_bombs(image, data, label)
             box = data.box if isinstance(data, Part) else None
@@ -190,6 +198,7 @@ def remains(path: str | Path) -> Image.Image:
     """
     data = load(path, name="the file")
     try:
+        _refuse_pieces(data, "the file")
         with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _refuse_bombs(image, data, "the file")
             try:
@@ -300,6 +309,68 @@ def fit(image: Image.Image, height: int, width: int, how: str = "pad-white-bicub
     return canvas
 
 
+def _refuse_pieces(data: bytes, label: str) -> None:
+    """Raise ``ImageTooLarge`` for a header in far more pieces than any camera or program writes.
+
+    Millions of them, each of a few bytes, take Pillow minutes and gigabytes before it knows the size of the image.
+    """
+    pieces = exifs = 0
+    if data.startswith(b"\xff\xd8"):
+        at = 2
+        for marker, end in _segments(data):
+            pieces += end - at - 1  # bytes between two segments are walked over one by one as well
+            if marker == 0xDA or pieces > _MAX_PIECES:
+                break
+            exifs += marker == 0xE1 and data.startswith(b"Exif\0\0", end + 2)
+            at = end + max(2, int.from_bytes(data[end : end + 2], "big"))
+    elif data.startswith(b"\x89PNG"):
+        at = 8
+        while at + 8 <= len(data) and pieces <= _MAX_PIECES:
+            pieces += 1
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        pieces = _gif_blocks(data)
+    elif data.startswith((b"II", b"MM")):
+        pieces = _tiff_values(data)
+    if pieces > _MAX_PIECES or exifs > _MAX_EXIF:
+        raise ImageTooLarge(f"{label}: its header is in far more pieces than a photo's; open it and save it again")
+
+
+def _gif_blocks(data: bytes) -> int:
+    """The number of blocks before a GIF's first frame, at most one more than are read."""
+    at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
+    blocks = 0
+    while at < len(data) and data[at] not in b"\x2c\x3b" and blocks <= _MAX_PIECES:
+        blocks += 1
+        if data[at] != 0x21:  # skipped byte by byte
+            at += 1
+            continue
+        at += 2
+        while at < len(data) and data[at] and blocks <= _MAX_PIECES:
+            blocks += 1
+            at += 1 + data[at]
+        at += 1
+    return blocks
+
+
+def _tiff_values(data: bytes) -> int:
+    """The number of tags of a TIFF's first directory, and of their values: each becomes an object of Python's, or several."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    big = b"\x2b" in data[2:4]
+    word, head, entry = (8, 8, 20) if big else (4, 2, 12)
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    start = number(8 if big else 4, word)
+    tags = values = number(start, head)
+    for n in range(min(tags, _MAX_PIECES)):
+        at = start + head + n * entry
+        count, size = number(at + 4, word), _TIFF_SIZES.get(number(at + 2, 2), 0)
+        values += count if count * size <= len(data) and size else 0  # what the file cannot hold is not read
+    return values
+
+
 def _refuse_bombs(image: Image.Image, data: bytes, label: str) -> None:
     """Raise ``ImageTooLarge`` for headers that promise more work than a photo is worth; decodes nothing."""
     pixels = image.width * image.height
@@ -314,19 +385,25 @@ def _refuse_bombs(image: Image.Image, data: bytes, label: str) -> None:
     covered = sum((t[1][2] - t[1][0]) * (t[1][3] - t[1][1]) for t in getattr(image, "tile", []) if t[1])
     if tile > MAX_PIXELS or covered > 8 * pixels:
         raise ImageTooLarge(f"{label}: its tiles hold far more than {size}; save it as JPEG or PNG")
+    runs = any(t[0] == "bmp_rle" for t in getattr(image, "tile", []))
+    if runs and (pixels > _MAX_RUNS or len(data) > 4 * _MAX_RUNS):
+        raise ImageTooLarge(f"{label}: is a BMP packed by run lengths, of {size}; save it as JPEG or PNG")
     # A scan of a progressive JPEG that changes nothing is 75 bytes, and 50 ms of decoding: 1 MB would take minutes.
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_SCANS and _scans(data) > _MAX_SCANS:
         raise ImageTooLarge(f"{label}: is a JPEG of more than {_MAX_SCANS} scans; open it and save it again")
 
 
-def _scans(data: bytes) -> int:
-    """The number of scans of the first image in a JPEG file: not of thumbnails within, nor of a video behind it."""
-    scans, at = 0, 2
-    marker = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])")  # those that have a length
-    while (found := marker.search(data, at)) and found[1] != b"\xd9":
-        scans += found[1] == b"\xda"
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers with a length, and their ends, of the first image in a JPEG file: not of thumbnails, nor of a video behind."""
+    at = 2
+    while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        yield found[1][0], found.end()
         at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
-    return scans
+
+
+def _scans(data: bytes) -> int:
+    """The number of scans of the first image in a JPEG file."""
+    return sum(marker == 0xDA for marker, _ in _segments(data))
 
 
 def _drafted(image: Image.Image, at_least: int, box: tuple[int, int, int, int] | None) -> float:
@@ -364,7 +441,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         rgb = Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
-        alpha = image.convert("RGBA")
+        alpha = image if image.mode == "RGBA" else image.convert("RGBA")
         rgb = Image.new("RGB", image.size, _WHITE)
         rgb.paste(alpha, mask=alpha)
     else:
@@ -383,11 +460,20 @@ def _to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = 0.0, 65535.0
     if grey.dtype.kind in "iu" and grey.min() >= low and grey.max() <= high:
         return (grey >> 8).astype(np.uint8)
-    values = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
+    whole = np.empty(grey.shape, np.uint8)
+    flat, out = grey.reshape(-1), whole.reshape(-1)
+    parts = [slice(n, n + 2**20) for n in range(0, len(flat), 2**20)]  # as floats the whole would be 8 times the photo
+
+    def finite(part: slice) -> NDArray[np.float64]:
+        return np.nan_to_num(flat[part].astype(np.float64), posinf=0.0, neginf=0.0)
+
+    low = min(float(finite(part).min()) for part in parts)
+    high = max(float(finite(part).max()) for part in parts)
     if grey.dtype.kind == "f" and low >= 0 and high <= 255:
         low, high = 0.0, (1.0 if high <= 1 else 255.0)
-    return np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+    for part in parts:
+        out[part] = np.rint((finite(part) - low) * (255 / max(high - low, 1e-300)))
+    return whole
 
 
 def _too_many_bytes(label: str, count: int) -> ImageTooLarge:

@@ -225,10 +225,10 @@ def check(query: Query) -> None:
         if len(texts) > MAX_PARTS:
             raise UsageError(f"{name} has {len(texts)} values; at most {MAX_PARTS} are read")
         for text in texts:
-            if not isinstance(text, str) or not is_unicode(text):
-                raise UsageError(f"{name}: {text!r} is not text")
-            if len(text) > MAX_TEXT:
+            if isinstance(text, str) and len(text) > MAX_TEXT:
                 raise UsageError(f"{name} has {len(text)} characters; at most {MAX_TEXT} are read")
+            if not isinstance(text, str) or not is_unicode(text):
+                raise UsageError(f"{name}: {str(text)[:60]!r} is not text")
     if not 0 <= query.lexical <= 1:
         raise UsageError(f"lexical is {query.lexical}; it goes from 0 to 1")
     if not 0 <= query.diversity <= 1:

@@ -27,6 +27,9 @@ GOOGLE = "http://base.google.com/ns/1.0"
 MAX_FIELD = 100_000
 """Characters of one field of a feed that are kept."""
 
+MAX_TAG, MAX_DEPTH = 4 * 2**20, 1_000
+"""Bytes of one tag or comment of a feed, and how deep its tags may lie in one another."""
+
 Row = dict[str, Any]
 _COMMA = re.compile(r"(?<!\\),")
 
@@ -299,7 +302,7 @@ def _feed(path: Path) -> Iterator[_Cells]:
         )
 
     parser.EntityDeclHandler = refused
-    some = False
+    some, fed = False, 0
     try:
         with path.open("rb") as file:
             chunk = file.read(2**16)
@@ -307,6 +310,12 @@ def _feed(path: Path) -> Iterator[_Cells]:
                 chunk = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()  # an empty first line is common, and no XML
             while chunk:
                 parser.Parse(chunk, False)
+                fed += len(chunk)
+                if fed - parser.CurrentByteIndex > MAX_TAG:  # read anew with each chunk, it would take hours
+                    line = parser.CurrentLineNumber
+                    raise InputError(
+                        f"{path}, line {line}: a tag or comment longer than {MAX_TAG >> 20} MiB; take it out"
+                    )
                 some = some or bool(found)
                 yield from found
                 found.clear()
@@ -316,6 +325,8 @@ def _feed(path: Path) -> Iterator[_Cells]:
         raise InputError(
             f"{path}, line {error.lineno}: not well-formed XML ({expat.ErrorString(error.code)})"
         ) from error
+    except (LookupError, ValueError) as error:  # from Python's codecs
+        raise InputError(f"{path}: its encoding cannot be read ({str(error)[:200]}); save it as UTF-8") from error
     if not some:
         raise InputError(f"{path}: no <item> or <entry> in it; a Google Merchant feed (RSS 2.0 or Atom) is wanted")
 
@@ -335,6 +346,9 @@ class _Items:
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         self.depth += 1
+        if self.depth > MAX_DEPTH:
+            line = self.parser.CurrentLineNumber
+            raise InputError(f"the feed, line {line}: tags more than {MAX_DEPTH:,} deep in one another; mend it")
         self.prefixes |= {
             n[6:] for n, uri in attributes.items() if n.startswith("xmlns:") and uri.rstrip("/") == GOOGLE
         }
