@@ -450,9 +450,11 @@ def _products(
             source.broken.add(identity)
             source.quarantined.append(Quarantined(f"{where}, id {identity}", "the product has no photo"))
     if not source.products and outside:
+        theirs = Path(os.path.abspath(Path(folder, images.split(outside)[0]))).parent
         raise InputError(
-            f"{table}: none of its photos can be used; they lie outside of its folder, {folder} (the first: {short(outside)}). "
-            f"Move the table, or name their folder: LOOKALIKE_PHOTOS=/its/path (several with {os.pathsep!r} between)"
+            f"{table}: none of its photos can be used; they lie outside of its folder, {folder} (the first: {short(outside)}), "
+            f"and who wrote a table need not be who may show them. Say that you do: LOOKALIKE_PHOTOS={short(str(theirs))} "
+            f"(several with {os.pathsep!r} between), or put the table above them"
         )
     if not source.products:
         raise InputError(
