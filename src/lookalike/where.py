@@ -280,9 +280,8 @@ def _test_text(one: Condition, name: str, array: pa.Array) -> tuple[Mask, Mask]:
     if pa.types.is_dictionary(array.type):  # each different text is compared once, and the rows look up the outcome
         words = array.dictionary
         whole = whole and not words.null_count
-        codes = (
-            array.indices.cast(pa.int32()).fill_null(len(words)).to_numpy().astype(np.intp)
-        )  # one word more stands for missing
+        indices = array.indices.cast(pa.int32()).fill_null(len(words)) if array.indices.null_count else array.indices
+        codes = indices.to_numpy().astype(np.intp)  # one word more stands for missing
     known = (
         np.ones(len(array), np.bool_)
         if whole
@@ -292,8 +291,11 @@ def _test_text(one: Condition, name: str, array: pa.Array) -> tuple[Mask, Mask]:
         return known, known
     _check(one, name, "text")
     foreign = pc.invert(pc.string_is_ascii(words))  # Arrow folds ASCII in no time; Python folds the rest rightly
-    folded = pa.array([word.casefold() for word in words.filter(foreign).to_pylist()], words.type)
-    words = pc.replace_with_mask(pc.ascii_lower(words), foreign, folded)
+    lower = pc.ascii_lower(words)
+    if foreign.true_count:
+        folded = pa.array([word.casefold() for word in words.filter(foreign).to_pylist()], words.type)
+        lower = pc.replace_with_mask(lower, foreign, folded)
+    words = lower
     values = pa.array([cast(str, value).casefold() for value in one.values], words.type)
     if one.operator == "in":
         hits = pc.is_in(words, values)
