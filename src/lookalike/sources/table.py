@@ -530,7 +530,7 @@ def _stem(name: str) -> str:
     if is_address(name):
         return name
     file, box = images.split(name)
-    return str(Path(file).with_suffix("")) + box
+    return (str(Path(file).with_suffix("")) if Path(file).name else file) + box
 
 
 def _names(cell: Any) -> list[str]:
