@@ -48,7 +48,9 @@ MAX_KEPT = 100_000
 MAX_ID = 1_000
 """Characters of an id, which stands in addresses and messages."""
 
-MAX_COLUMNS = 2_000
+MAX_COLUMNS = 1_000
+"""Columns of a table: a catalog reads each of them by itself before its first search."""
+
 UNPACKED = 100
 """How many bytes a byte of a Parquet file may unpack to; tables of products reach a tenth of it."""
 
