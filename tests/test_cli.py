@@ -14,6 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+import lookalike
+from conftest import draw
+from lookalike import cli
+
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -46,6 +50,19 @@ def test_search_prints_a_table_or_json(shop: str, tmp_path: Path):
     assert json.loads(photo.stdout)["hits"][0]["id"] == "p01"
     like = run("search", "--like", "p01", "--like", "p05", "--json", LOOKALIKE_CATALOG=shop)
     assert json.loads(like.stdout)["hits"][0]["id"] == "p09"
+
+
+def test_foreign_text_gives_a_terminal_no_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    draw(tmp_path / "a.jpg", "red", "bag")
+    title, name = "red\x1b[31m\x1b]0;title\x07\u202e\nnext", "\x1b[2Jnone.jpg"
+    rows = [{"id": "1", "image": "a.jpg", "title": title, "note": title}, {"id": "2", "image": name}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lookalike.open(tmp_path / "c", encoder="fake").index(tmp_path / "t.jsonl")
+    cli.search("red", catalog=str(tmp_path / "c"))
+    cli.quarantine(catalog=str(tmp_path / "c"))
+    printed = capsys.readouterr().out
+    assert "red\\x1b[31m\\x1b]0;title\\x07\\u202e next" in printed and "\\x1b[2Jnone.jpg" in printed
+    assert all(c.isprintable() or c in "\t\n" for c in printed)
 
 
 def test_status_quarantine_verify_export_remove_compact(shop: str, tmp_path: Path):

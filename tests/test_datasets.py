@@ -199,6 +199,17 @@ def test_in_shop_mistakes_are_told_with_file_and_line(tmp_path: Path):
     assert made.index(root, prune=True).removed == 4
 
 
+def test_lists_name_no_photos_elsewhere(tmp_path: Path):
+    root = in_shop(tmp_path / "in-shop")
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.jpg")
+    partition = root / "Eval" / "list_eval_partition.txt"
+    rows = [*partition.read_text().splitlines()[2:], "img/../../secret.jpg id_00000009 gallery"]
+    write_list(partition, "image_name item_id evaluation_status", rows)
+    source = open_source(root)
+    assert [p.id for p in source.products] == ["id_00000001", "id_00000002", "id_00000003"]
+    assert "the photo img/../../secret.jpg is not there" in " ".join(told(source).values())
+
+
 def test_a_deepfashion_without_what_it_needs_gets_one_clear_error(tmp_path: Path):
     root = in_shop(tmp_path)
     partition = root / "Eval" / "list_eval_partition.txt"

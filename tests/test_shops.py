@@ -487,3 +487,14 @@ def test_tags_millions_deep(tmp_path: Path):
     (tmp_path / "f.xml").write_text("<a>" * 100_000)
     with pytest.raises(InputError, match="1,000 deep"):
         open_source(tmp_path / "f.xml")
+
+
+def test_messages_about_huge_ids_stay_short(tmp_path: Path):
+    item = f"<item><g:id>{'x' * 90_000}</g:id><g:image_link>a.jpg</g:image_link></item>"
+    (tmp_path / "f.xml").write_text(
+        f"<rss>{item}{item}<item><g:id>1</g:id><g:image_link>a.jpg</g:image_link></item></rss>"
+    )
+    draw(tmp_path / "a.jpg", "red", "bag")
+    source = open_source(tmp_path / "f.xml")
+    assert [p.id for p in source.products] == ["1"]
+    assert len(source.quarantined) == 2 and all(len(q.item) + len(q.reason) < 400 for q in source.quarantined)

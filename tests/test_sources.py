@@ -321,7 +321,7 @@ def test_too_many_columns_are_refused_at_once(tmp_path: Path, form: str):
     text = ",".join(names) if form == "csv" else "\n".join(json.dumps({"image": "a.jpg", n: 1}) for n in names)
     (tmp_path / f"t.{form}").write_text(text)
     start = time.process_time()
-    with pytest.raises(InputError, match=r"columns, at most 2,000 are read; leave some out"):
+    with pytest.raises(InputError, match=r"columns, at most 1,000 are read; leave some out"):
         open_source(tmp_path / f"t.{form}")
     assert time.process_time() - start < 2
 
@@ -443,3 +443,40 @@ def test_frames_whose_columns_have_numbers_for_names():
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match="no column of image paths found among 0, 1"):
         open_source(pandas.DataFrame([["a", "b"]]))
+
+
+def test_ids_of_products_have_a_length(tmp_path: Path):
+    photo = draw(tmp_path / "a.jpg", "red", "bag")
+    with pytest.raises(InputError, match=r"item 0: the id 'x+… \(1,001 characters\)' is longer than 1,000"):
+        open_source([Product("x" * 1001, [photo])])
+    assert open_source([Product("x" * 1000, [photo])]).products
+
+
+def test_links_that_loop_are_walked_once(folder: Path):
+    (folder / "loop").symlink_to(folder)
+    (folder / "women" / "itself").symlink_to("itself")
+    before = len(open_source(folder).products)
+    (folder / "men" / "up").symlink_to(folder / "women")
+    assert before == len(open_source(folder).products) == 24
+
+
+def test_products_with_nul_characters_or_without_an_id_are_quarantined(tmp_path: Path):
+    photo = draw(tmp_path / "a.jpg", "red", "bag")
+    given = [Product("a\0", [photo]), Product("b", [photo], "\0"), Product("c", [photo], "", {"x": "\0"})]
+    source = open_source([*given, Product(" ", [photo]), Product("d", [photo])])
+    assert [p.id for p in source.products] == ["d"]
+    assert [q.reason.partition(":")[0] for q in source.quarantined] == [
+        "the id",
+        "the title",
+        "x",
+        "the id is empty; fill it in",
+    ]
+    assert source.broken == {"a\0", "b", "c", " "}
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "./", "#xywh=0,0,1,1", ".jpg"])
+def test_names_of_photos_that_are_no_files(tmp_path: Path, name: str):
+    draw(tmp_path / "a.jpg", "red", "bag")
+    source = open_source(write_csv(tmp_path / "t.csv", [{"image": name}, {"image": "a.jpg"}]))
+    assert [p.id for p in source.products] == ["a"]
+    assert len(source.quarantined) == 1

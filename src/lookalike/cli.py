@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import typer
 from lookalike import __version__
 from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
 from lookalike.training.options import RECIPES, Options
+from lookalike.types import printable
 
 if TYPE_CHECKING:
     from lookalike.catalog import Catalog
@@ -73,7 +75,8 @@ def main() -> None:
     try:
         app()
     except LookalikeError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        said = "\n".join(map(printable, str(error).split("\n")))
+        print(f"error: {said}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `lookalike … | head`
         with contextlib.suppress(OSError):
@@ -375,7 +378,7 @@ def quarantine(catalog: CatalogDir = HERE, as_json: Json = False) -> None:
         typer.echo(json.dumps([{"item": e.item, "reason": e.reason} for e in entries], ensure_ascii=False))
         return
     for entry in entries:
-        typer.echo(f"{entry.item}: {entry.reason}")
+        typer.echo(printable(f"{entry.item}: {entry.reason}"))
     if not entries:
         typer.echo("nothing is in quarantine")
 
@@ -417,7 +420,7 @@ def _verified(found: dict[str, Any], as_json: bool) -> None:
             ("missing", "bring the file back, or run index --prune"),
         ):
             for line in found[kind][:20]:
-                typer.echo(f"{kind}: {line} ({mend})")
+                typer.echo(printable(f"{kind}: {line} ({mend})"))
             if len(found[kind]) > 20:
                 typer.echo(f"{kind}: {len(found[kind]) - 20} more")
         counts = ", ".join(f"{len(found[kind])} {kind}" for kind in ("damaged", "changed", "missing"))
@@ -1241,10 +1244,11 @@ def _printed(report: dict[str, Any]) -> None:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    """On a terminal a table that fits it; elsewhere tab-separated lines, so that nothing is cut."""
+    """On a terminal a table that fits it; elsewhere tab-separated lines, so that nothing is cut. Titles may hold escapes."""
+    rows = [[printable(re.sub(r"[\t\r\n]", " ", cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in [columns, *rows]:
-            typer.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+            typer.echo("\t".join(row))
         return
     from rich.console import Console
     from rich.markup import escape

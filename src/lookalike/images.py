@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lookalike.errors import ImageEmpty, ImageError, ImageTooLarge, ImageTruncated, InputError, NotAnImage, UsageError
-from lookalike.types import ImageInput
+from lookalike.types import ImageInput, printable
 
 MAX_BYTES = 64 * 1024 * 1024
 """The largest file or upload that is read, in bytes."""
@@ -124,7 +124,7 @@ def read(source: ImageInput, *, at_least: int | None = None, name: str | None = 
     """
     if at_least is not None and at_least < 1:
         raise UsageError(f"at_least is a number of pixels from 1 on, not {at_least}")
-    label = _printable(name or ("the image" if isinstance(source, bytes) else str(source)))
+    label = printable(name or ("the image" if isinstance(source, bytes) else str(source)))
     data = source if isinstance(source, bytes) else load(source, name=name)
     if len(data) > MAX_BYTES:
         raise _too_many_bytes(label, len(data))
@@ -148,7 +148,7 @@ def read(source: ImageInput, *, at_least: int | None = None, name: str | None = 
             kinds = ", ".join(FORMATS)
             raise NotAnImage(f"{label}: is not an image that can be read ({kinds}); save it as JPEG or PNG") from error
         # What Pillow says of a broken header is an address in memory; what a decoder says may help.
-        reason = "its header" if isinstance(error, UnidentifiedImageError) else _printable(str(error))[:200]
+        reason = "its header" if isinstance(error, UnidentifiedImageError) else printable(str(error))[:200]
         raise ImageTruncated(
             f"{label}: is cut short or damaged ({reason}); copy it again, or open it and save it as JPEG or PNG"
         ) from error
@@ -162,7 +162,7 @@ def load(path: str | Path, *, name: str | None = None) -> bytes:
     Raises ``ImageTooLarge``, ``ImageError`` for a box that holds nothing, or ``InputError`` where the path is missing, no
     regular file or may not be read.
     """
-    label = _printable(name or str(path))
+    label = printable(name or str(path))
     box, path = _box_of(path, label), file_of(path)
     try:
         status = Path(path).stat()
@@ -210,7 +210,7 @@ def remains(path: str | Path) -> Image.Image:
     except InputError:
         raise
     except Exception as error:
-        raise NotAnImage(f"nothing of the file can be shown ({_printable(str(error))[:200]})") from error
+        raise NotAnImage(f"nothing of the file can be shown ({printable(str(error))[:200]})") from error
 
 
 def is_photo(start: bytes) -> bool:
@@ -479,11 +479,6 @@ def _to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
 def _too_many_bytes(label: str, count: int) -> ImageTooLarge:
     size = f"{count / 2**20:.1f} MiB"
     return ImageTooLarge(f"{label}: {size} are more than {MAX_BYTES // 2**20} MiB; save it smaller")
-
-
-def _printable(text: str) -> str:
-    """``text`` that any terminal and log can take: names may hold newlines, escapes and broken encodings."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Quiet:

@@ -20,6 +20,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def printable(text: str) -> str:
+    """A text that any terminal and log can take: names and titles may hold newlines, escapes and broken encodings."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 ImageInput = str | Path | bytes
 """A photo as a caller gives it: a file's path, or the bytes of one."""
 

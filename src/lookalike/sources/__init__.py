@@ -142,15 +142,21 @@ def from_products(what: Iterable[Product]) -> Source:
     Raises:
         InputError: something in it is no Product, has a value that no column can hold, or two have one id.
     """
-    from lookalike.sources.table import as_text, plain
+    from lookalike.sources.table import MAX_ID, as_text, plain, short
 
     products: list[Product] = []
+    quarantined: list[Quarantined] = []
+    broken: set[str] = set()
     seen: set[str] = set()
     for n, product in enumerate(what):
         if not isinstance(product, Product):
             raise InputError(f"item {n}: a {type(product).__name__}, not a lookalike.Product")
         if not isinstance(product.id, str) or not isinstance(product.title, str):
             raise InputError(f"item {n}: id and title must be text, not {product.id!r} and {product.title!r}")
+        if len(product.id) > MAX_ID:
+            raise InputError(
+                f"item {n}: the id {short(product.id, 20)!r} is longer than {MAX_ID:,} characters; shorten it"
+            )
         if product.id in seen:
             raise InputError(f"item {n}: the id {product.id!r} occurs twice; ids must differ")
         if isinstance(product.photos, (str, Path)):
@@ -162,8 +168,15 @@ def from_products(what: Iterable[Product]) -> Source:
         seen.add(product.id)
         values = {name: plain(value) for name, value in product.attributes.items()}
         values = {name: as_text(value) if isinstance(value, list) else value for name, value in values.items()}
+        texts = {"the id": product.id, "the title": product.title, **values}
+        damaged = next((name for name, text in texts.items() if isinstance(text, str) and "\0" in text), "")
+        if damaged or not product.id.strip():
+            reason = f"{damaged}: has a NUL character; take it out" if damaged else "the id is empty; fill it in"
+            quarantined.append(Quarantined(product.where or f"item {n}", reason))
+            broken.add(product.id)
+            continue
         products.append(replace(product, attributes=values))
-    if not products:
+    if not products and not quarantined:
         raise InputError("no products given")
     roles = {r: r for r in ("category", "colour", "gender", "price") if any(r in p.attributes for p in products)}
     without = [p for p in products if not p.photos]
@@ -171,6 +184,6 @@ def from_products(what: Iterable[Product]) -> Source:
         key="python",
         products=[p for p in products if p.photos],
         roles=roles,
-        quarantined=[Quarantined(p.where or p.id, "the product has no photo") for p in without],
-        broken={p.id for p in without},
+        quarantined=[*quarantined, *(Quarantined(p.where or p.id, "the product has no photo") for p in without)],
+        broken=broken | {p.id for p in without},
     )

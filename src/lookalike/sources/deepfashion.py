@@ -211,7 +211,7 @@ class _Benchmark:
     def photo(self, where: str, name: str, identity: str) -> str | None:
         """The file that a list names, with its box; None, and told, where it is not there."""
         bare = _bare(name)
-        for base in self._bases:
+        for base in self._bases if ".." not in Path(bare).parts else ():  # a list names no files elsewhere
             folder, last = (base / bare).parent, Path(bare).name
             if folder not in self._listed:
                 try:

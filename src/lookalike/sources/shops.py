@@ -158,6 +158,8 @@ def _shopify(rows: Rows, columns: Columns) -> Export:
 
 def _woocommerce(rows: Rows, columns: Columns) -> Export:
     """One row per product and one per variation, which names its parent by ``id:ID`` or SKU."""
+    from lookalike.sources.table import short
+
     out = Export({"id": "ID", "title": "Name", "image": "Images"}, ("SKU", "GTIN, UPC, EAN, or ISBN"))
     products: dict[str, tuple[_Cells, list[_Cells]]] = {}
     by_sku: dict[str, str] = {}
@@ -168,7 +170,7 @@ def _woocommerce(rows: Rows, columns: Columns) -> Export:
             variations.append((row["parent"], row))
             continue
         if identity in products:
-            out.quarantined.append((f"line {row.line}", f"the ID {identity} occurs twice; the first is kept"))
+            out.quarantined.append((f"line {row.line}", f"the ID {short(identity)} occurs twice; the first is kept"))
             continue
         products[identity or f"\0{row.line}"] = (row, [row])
         if row["sku"]:
@@ -176,7 +178,7 @@ def _woocommerce(rows: Rows, columns: Columns) -> Export:
     for parent, row in variations:
         identity = parent.removeprefix("id:").strip() if parent.startswith("id:") else by_sku.get(parent, parent)
         if identity not in products:
-            reason = f"its parent {parent or '(empty)'} is not in the file; export the whole shop"
+            reason = f"its parent {short(parent) or '(empty)'} is not in the file; export the whole shop"
             out.quarantined.append((f"line {row.line}", reason))
         elif row["published"] != "0":  # 0 is a variation that is switched off
             products[identity][1].append(row)
@@ -233,13 +235,15 @@ _GOOGLE = """
 
 def _google(rows: Rows, columns: Columns | None = None) -> Export:
     """One item per variant; items of one group with the same photo become one product, the first's id being its id."""
+    from lookalike.sources.table import short
+
     out = Export({"id": "id", "title": "title", "image": "image_link"}, ("gtin", "mpn", "item_group_id", "variant_ids"))
     seen: dict[str, int] = {}
     products: dict[tuple[str, str], tuple[int, Row, list[tuple[float | None, float | None]]]] = {}
     for n, row in enumerate(rows):
         identity, image = row["id"], row["imagelink"]
         if identity and identity in seen:
-            reason = f"the id {identity} occurs twice, first in line {seen[identity]}; that one is kept"
+            reason = f"the id {short(identity)} occurs twice, first in line {seen[identity]}; that one is kept"
             out.quarantined.append((f"line {row.line}", reason))
             continue
         seen[identity] = row.line

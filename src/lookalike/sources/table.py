@@ -48,9 +48,11 @@ MAX_KEPT = 100_000
 MAX_ID = 1_000
 """Characters of an id, which stands in addresses and messages."""
 
-MAX_COLUMNS = 2_000
-UNPACKED = 100
-"""How many bytes a byte of a Parquet file may unpack to; tables of products reach a tenth of it."""
+MAX_COLUMNS = 1_000
+"""Columns of a table: a catalog reads each of them by itself before its first search."""
+
+UNPACKED, ROWS = 100, 4
+"""How many bytes, and how many rows, a byte of a Parquet file may unpack to; tables of products reach a tenth of it."""
 
 _WITHOUT_SCHEME = re.compile(r"//[\w-]+(\.[\w-]+)+(:\d+)?/")
 FOLDERS = ("", "images", "photos", "img")
@@ -253,7 +255,7 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
     _check_columns(path, schema.names)
     _check_twice(path, schema.names)
     size = path.stat().st_size
-    if about.num_rows > size or unpacked > UNPACKED * size:  # one text may stand there a billion times, in no bytes
+    if about.num_rows > ROWS * size or unpacked > UNPACKED * size:  # one text may stand there a billion times, in no bytes
         raise InputError(
             f"{path}: {about.num_rows:,} rows and {unpacked:,} bytes are packed into {size:,} bytes, far more than products "
             "need; save it again without compression, or as CSV"
@@ -532,7 +534,7 @@ def _stem(name: str) -> str:
     if is_address(name):
         return name
     file, box = images.split(name)
-    return str(Path(file).with_suffix("")) + box
+    return (str(Path(file).with_suffix("")) if Path(file).name else file) + box
 
 
 def _names(cell: Any) -> list[str]:

@@ -39,6 +39,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from lookalike import __version__, images
 from lookalike.errors import CatalogError, FetchError, UsageError
 from lookalike.sources import Source, is_address
+from lookalike.types import printable
 
 USER_AGENT = f"Lookalike/{__version__} (product search; it reads the photos of a catalogue)"
 
@@ -709,5 +710,5 @@ def _phrase(status: int) -> str:
 def _shown(text: str) -> str:
     """An address or a server's words for a message: printable, without a name and password, not endless."""
     text = re.sub(r"(?<=//)[^/?#]*@", "…@", text)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    text = printable(text)
     return text if len(text) <= 500 else text[:500] + "…"
