@@ -747,6 +747,38 @@ def test_deletions_alone_are_compacted_and_their_versions_dropped(
     assert len(catalog.store.dataset().versions()) <= 3
 
 
+def test_versions_that_are_let_go_while_one_lists_them_are_no_error(
+    catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    from lance.dataset import Tags
+
+    real, failing = Tags.list, ["once", "twice"]
+
+    def list_(self: Tags) -> object:
+        if failing:
+            failing.pop()
+            raise ValueError("Not found: photos.lance/_refs/tags/122-84d27879.json")
+        return real(self)
+
+    catalog.store.hold(1, "mine")
+    monkeypatch.setattr(Tags, "list", list_)
+    assert catalog.store.held() == ["mine"]
+    assert not failing
+
+
+def test_a_compaction_that_fails_does_not_take_back_what_was_committed(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(store, "COMPACT_AT", 2)
+    monkeypatch.setattr(store, "_tags", lambda dataset: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert catalog.put([product(tmp_path, "n1", "red")]).added == 1
+    assert catalog.product("n1")
+    assert "small files are merged another time: " in caplog.text
+    assert "the disk is full; what was there is untouched" in caplog.text
+    with pytest.raises(CatalogError, match="the disk is full; what was there is untouched"):
+        catalog.compact()
+
+
 def test_small_fragments_between_large_ones_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store, "COMPACT_AT", 4)
     monkeypatch.setattr(store, "SMALLEST", 8)  # sizes up to 8, 32, 128
