@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -233,6 +234,26 @@ def test_an_interrupted_run_keeps_what_was_encoded(tmp_path: Path, folder: Path,
         catalog.index(folder, progress=stop)
     assert len(catalog.snapshot().photos) == 8
     assert counts(catalog.index(folder)) == (16, 0, 8, 0, 0)
+
+
+def test_photos_that_a_product_lost_go_with_the_commit_that_changes_it(tmp_path: Path):
+    """As nobody sees half of its photos, so nobody sees one too many; what it lost goes with ``prune`` alone, as ever."""
+    catalog = lookalike.open(tmp_path / "c", encoder="fake")
+    source = lookalike.sources.from_products
+    one, other = product(tmp_path, "n1", "red", "blue", "green"), product(tmp_path, "n2", "red")
+    catalog.index(source([one, other]))
+    fewer = replace(one, photos=one.photos[:2], title="fewer")
+    report = catalog.index(source([fewer]))
+    assert (report.updated, report.removed) == (2, 0)
+    before = catalog.store.version()
+    report = catalog.index(source([replace(fewer, title="pruned")]), prune=True)
+    assert (report.updated, report.removed) == (2, 2)
+    seen = [
+        sorted((r["lk_id"], r["lk_title"]) for r in catalog.store.rows(["lk_id", "lk_title"], version).to_pylist())
+        for version in range(before + 1, catalog.store.version() + 1)
+    ]
+    whole = [("n1", "pruned")] * 2 + [("n2", "n2 dress")]
+    assert [found for found, _ in groupby(seen)] == [whole, whole[:2]]  # a version may be a compaction's
 
 
 @pytest.mark.parametrize("name", ["writer.json.part", "catalog.json.part", "keys.json.part", "feedback.jsonl"])
@@ -724,6 +745,38 @@ def test_deletions_alone_are_compacted_and_their_versions_dropped(
     for n in (6, 7):
         catalog.remove(f"p{n:02}")
     assert len(catalog.store.dataset().versions()) <= 3
+
+
+def test_versions_that_are_let_go_while_one_lists_them_are_no_error(
+    catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    from lance.dataset import Tags
+
+    real, failing = Tags.list, ["once", "twice"]
+
+    def list_(self: Tags) -> object:
+        if failing:
+            failing.pop()
+            raise ValueError("Not found: photos.lance/_refs/tags/122-84d27879.json")
+        return real(self)
+
+    catalog.store.hold(1, "mine")
+    monkeypatch.setattr(Tags, "list", list_)
+    assert catalog.store.held() == ["mine"]
+    assert not failing
+
+
+def test_a_compaction_that_fails_does_not_take_back_what_was_committed(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(store, "COMPACT_AT", 2)
+    monkeypatch.setattr(store, "_tags", lambda dataset: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert catalog.put([product(tmp_path, "n1", "red")]).added == 1
+    assert catalog.product("n1")
+    assert "small files are merged another time: " in caplog.text
+    assert "the disk is full; what was there is untouched" in caplog.text
+    with pytest.raises(CatalogError, match="the disk is full; what was there is untouched"):
+        catalog.compact()
 
 
 def test_small_fragments_between_large_ones_are_left_alone(monkeypatch: pytest.MonkeyPatch):

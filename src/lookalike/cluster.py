@@ -63,10 +63,10 @@ def index(
         CatalogError: it cannot be written; what was committed is kept, and the next run goes on.
     """
     with _connected(address) as ray, store.writing("index --ray"):
-        planned = indexing.Plan(store, encoder, encoder_name, source, drawn=drawn)
+        planned = indexing.Plan(store, encoder, encoder_name, source, drawn=drawn, prune=prune)
         try:
             _sync(ray, planned, progress or (lambda done, total: None))
-            planned.finish(prune)
+            planned.finish()
         finally:
             planned.close()
         store.compact()

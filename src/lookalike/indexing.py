@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -294,10 +295,10 @@ def index(
         CatalogError: disk full, not writable, damaged.
     """
     with store.writing():
-        planned = Plan(store, encoder, encoder_name, source, drawn=drawn)
+        planned = Plan(store, encoder, encoder_name, source, drawn=drawn, prune=prune)
         try:
             _sync(planned, encoder, progress or (lambda done, total: None), workers or os.cpu_count() or 1)
-            planned.finish(prune)
+            planned.finish()
         finally:
             planned.close()
         store.compact()
@@ -388,7 +389,7 @@ class Plan:
 
     def __init__(
         self, store: Store, encoder: Encoder, encoder_name: str, source: Source, drawn: bool = False,
-        names: Mapping[tuple[str, str], str] | None = None,
+        names: Mapping[tuple[str, str], str] | None = None, prune: bool = False,
     ):  # fmt: skip
         """Compare; creates the catalog where there is none.
 
@@ -397,7 +398,7 @@ class Plan:
         """
         self.start = time.monotonic()
         store.check_encoder(encoder.id, encoder_name)
-        self.store, self.source, self.names = store, source, names
+        self.store, self.source, self.names, self.prune = store, source, names, prune
         self.report = Report()
         self.quarantined = list(source.quarantined)
         self.broken = set(source.broken)
@@ -613,9 +614,26 @@ class Plan:
                 self.report.updated += 1
 
     def commit(self, rows: pa.Table) -> None:
-        """Commit rows of ``todo``: new ones, and those that take the place of others."""
-        self.store.commit(rows, replaces=any(key in self.replaced for key in rows["lk_photo"].to_pylist()))
+        """Commit rows of ``todo``: new ones, and those that take the place of others; photos that their products lost go."""
+        gone = [row.key for i in set(rows["lk_id"].to_pylist()) for row in self._surplus.pop(i, ())]
+        replaces = any(key in self.replaced for key in rows["lk_photo"].to_pylist())
+        self.store.commit(rows, replaces=replaces, gone=gone)
+        self.report.removed += len(gone)
         self.store.compact()
+
+    @cached_property
+    def _surplus(self) -> dict[str, list[_Left]]:
+        """What is to be removed of each product: of those that are not had any more, all."""
+        out: dict[str, list[_Left]] = {}
+        ids = {p.product.id for p in self.photos} - self.broken
+        hidden = tuple(self.source.unreadable)
+        for row in self.left:
+            # Put once, and this source's now; or, with ``prune``, what left the source.
+            moved = row.source == UPLOADS and row.product in ids
+            left = self.prune and row.source == self.source.key and row.product not in self.broken
+            if moved or (left and not (hidden and row.path.startswith(hidden))):
+                out.setdefault(row.product, []).append(row)
+        return out
 
     def replace(self, rows: pa.Table) -> None:
         """Commit products as a whole: photos that they no longer have go."""
@@ -631,11 +649,11 @@ class Plan:
             self.store.delete(gone)
         self.report.removed = len(gone)
 
-    def finish(self, prune: bool = False) -> None:
+    def finish(self) -> None:
         """After the last commit: remove what moved here and is no longer had, and with ``prune`` what left the source."""
-        self._tidy()
-        if prune:
-            self._prune()
+        gone = [row.key for rows in self._surplus.values() for row in rows]
+        self.store.delete(gone)
+        self.report.removed += len(gone)
 
     def close(self) -> None:
         """However the run ended: keep what could not be used, and complete the report."""
@@ -645,27 +663,6 @@ class Plan:
             self.store.write_quarantine(self.source.key, self.quarantined)
         finally:
             self.store.release()
-
-    def _prune(self) -> None:
-        """Remove what the catalog has from this source and the source no longer has."""
-        hidden = tuple(self.source.unreadable)
-        self._remove(
-            row
-            for row in self.left
-            if row.source == self.source.key
-            and row.product not in self.broken
-            and not (hidden and row.path.startswith(hidden))
-        )
-
-    def _tidy(self) -> None:
-        """Products that were put and are this source's now: photos that they no longer have go."""
-        ids = {p.product.id for p in self.photos} - self.broken
-        self._remove(row for row in self.left if row.source == UPLOADS and row.product in ids)
-
-    def _remove(self, rows: Iterable[_Left]) -> None:
-        gone = [row.key for row in rows]
-        self.store.delete(gone)
-        self.report.removed += len(gone)
 
 
 class _Commits:

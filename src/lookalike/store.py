@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -46,6 +47,7 @@ from lookalike.types import Quarantined
 os.environ.setdefault("LANCE_CPU_THREADS", str(max(4, os.cpu_count() or 1)))
 
 T = TypeVar("T")
+log = logging.getLogger("lookalike")
 
 FORMAT = 1
 """Version of the layout above; a catalog of a later format is refused."""
@@ -505,11 +507,23 @@ class Store:
         content.pop(source, None)
         if entries:
             content[source] = [{"item": _printable(e.item), "reason": _printable(e.reason)} for e in entries]
-        with self.errors():
+        with self.errors(mend="what was committed is kept, the list of what could not be used is as it was"):
             self.folder.replace(_QUARANTINE, json.dumps(content, indent=1, ensure_ascii=False))
 
     def compact(self, *, force: bool = False) -> bool:
-        """Merge small fragments, write those anew that are mostly removed, and drop old versions, where that is due."""
+        """Merge small fragments, write those anew that are mostly removed, and drop old versions, where that is due.
+
+        What goes wrong is told in the log: what was committed before is there all the same. With ``force`` it is raised.
+        """
+        try:
+            return self._compact(force)
+        except CatalogError as error:
+            if force:
+                raise
+            log.warning("small files are merged another time: %s", error)
+            return False
+
+    def _compact(self, force: bool) -> bool:
         dataset = self.dataset()
         found = [f.metadata for f in dataset.get_fragments()]
         target = _targets()[-1] if force else _due([f.num_rows for f in found])
@@ -519,9 +533,9 @@ class Store:
             dataset.version % COMPACT_AT or len(self._entries("photos.lance/_versions")) <= MANY_VERSIONS
         ):
             return False
-        with self.errors():
+        with self.errors(mend="what was there is untouched"):
             before = self._files()
-            for name in set(dataset.tags.list()) - self._held:
+            for name in set(_tags(dataset)) - self._held:
                 # Of a run that was killed: under the write lock there is no other; or of a backup that was.
                 if name == HELD or _lapsed(name):
                     dataset.tags.delete(name)
@@ -548,7 +562,7 @@ class Store:
         """Keep a version readable until ``release``, however old it grows. One of each name."""
         dataset = self.dataset()
         with self.errors():
-            if name in dataset.tags.list():  # of a run that was killed
+            if name in _tags(dataset):  # of a run that was killed
                 dataset.tags.update(name, version)
             else:
                 dataset.tags.create(name, version)
@@ -559,8 +573,8 @@ class Store:
         self._held.discard(name)
         if self.exists:
             dataset = self.dataset()
-            with self.errors():
-                if name in dataset.tags.list():
+            with self.errors(mend="what was committed is kept"):
+                if name in _tags(dataset):
                     dataset.tags.delete(name)
 
     def held(self) -> list[str]:
@@ -569,7 +583,7 @@ class Store:
             return []
         dataset = self.dataset()
         with self.errors(reading=True):
-            return list(dataset.tags.list())
+            return _tags(dataset)
 
     def change(self, work: Callable[[Any], T]) -> T:
         """Have ``work`` change the rows' dataset in ways that leave the rows as they are, durably; within ``writing``."""
@@ -590,9 +604,10 @@ class Store:
             return
         new = sorted(self._files() - before, key=lambda p: (p.endswith(".manifest"), p))
         folders = {str(Path(p).parent) for p in new} | {str(self.photos), str(self.directory)}
-        for path in [*new, *sorted(folders)]:
-            with contextlib.suppress(FileNotFoundError):
-                objects.fsync(path)
+        with self.errors(mend="what was written is there, and may be gone after a power cut"):
+            for path in [*new, *sorted(folders)]:
+                with contextlib.suppress(FileNotFoundError):
+                    objects.fsync(path)
 
     @contextlib.contextmanager
     def errors(self, reading: bool = False, mend: str = "") -> Iterator[None]:
@@ -660,6 +675,17 @@ def _due(sizes: Sequence[int]) -> int | None:
             due = target
         least = target
     return due
+
+
+def _tags(dataset: Any) -> list[str]:
+    """Names of the versions that are held. Lance reads one after the other, and fails where one is let go meanwhile."""
+    for left in range(20, -1, -1):
+        try:
+            return list(dataset.tags.list())
+        except (OSError, ValueError):
+            if not left:
+                raise
+    return []
 
 
 def _lapsed(tag: str) -> bool:
