@@ -15,6 +15,7 @@ from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -378,17 +379,32 @@ def test_many_small_commits_are_compacted_by_themselves(tmp_path: Path, folder: 
     assert len(catalog.snapshot()) == 24
 
 
-def test_speed_is_bounded_by_reading_ahead(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Decoding goes on while the encoder works: together they take less than one after the other."""
-    lookalike.open(tmp_path / "warm", encoder="fake").index(folder)  # imports take their time once
+def test_photos_are_decoded_while_others_are_encoded(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
     catalog = lookalike.open(tmp_path / "c", encoder="fake")
     encoder = catalog.encoder
     prepare, encode = encoder.prepare, encoder.encode_photos
     monkeypatch.setattr(indexing, "BATCH", 4)
-    encoder.prepare = lambda image: (time.sleep(0.04), prepare(image))[1]  # type: ignore[method-assign]
-    encoder.encode_photos = lambda pixels: (time.sleep(0.16), encode(pixels))[1]  # type: ignore[method-assign]
-    report = indexing.index(catalog.store, encoder, "fake", lookalike.sources.open_source(folder), workers=1)
-    assert report.seconds < 0.8 * (24 * 0.04 + 6 * 0.16)
+    encoding, decoded_meanwhile = threading.Event(), threading.Semaphore(0)
+
+    def prepared(image: Any) -> Any:
+        found = prepare(image)
+        if encoding.is_set():
+            decoded_meanwhile.release()
+        return found
+
+    def encoded(pixels: Any) -> Any:
+        encoding.set()
+        try:
+            return encode(pixels)
+        finally:
+            if len(met) < 3:  # the last batches have none after them
+                met.append(decoded_meanwhile.acquire(timeout=10))
+            encoding.clear()
+
+    met: list[bool] = []
+    encoder.prepare, encoder.encode_photos = prepared, encoded  # type: ignore[method-assign]
+    indexing.index(catalog.store, encoder, "fake", lookalike.sources.open_source(folder), workers=1)
+    assert met == [True, True, True]
 
 
 def test_columns_may_have_any_printable_name(tmp_path: Path):
