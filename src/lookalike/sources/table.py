@@ -255,7 +255,8 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
     _check_columns(path, schema.names)
     _check_twice(path, schema.names)
     size = path.stat().st_size
-    if about.num_rows > ROWS * size or unpacked > UNPACKED * size:  # one text may stand there a billion times, in no bytes
+    # One text may stand there a billion times, in no bytes.
+    if about.num_rows > ROWS * size or unpacked > UNPACKED * size:
         raise InputError(
             f"{path}: {about.num_rows:,} rows and {unpacked:,} bytes are packed into {size:,} bytes, far more than products "
             "need; save it again without compression, or as CSV"
