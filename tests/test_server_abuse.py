@@ -403,6 +403,15 @@ def test_who_looks_for_duplicates_keeps_no_search_waiting(catalog: lookalike.Cat
     assert all(c.result().headers["retry-after"] == "10" for c in calls if c.result().status_code == 503)
 
 
+def test_of_duplicates_little_is_kept(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(catalog, "duplicates", lambda threshold, where, refresh: asked.append(where) or [])
+    with served(catalog) as client:
+        for where in ("", "", "price > 1", "", "price > 2", "price > 2", ""):
+            assert client.get("/api/duplicates", params={"where": where}).json() == {"groups": [], "total": 0}
+    assert asked == ["", "price > 1", "price > 2", ""]  # two, while the catalog stays as it is
+
+
 def test_photos_made_ready_are_kept_within_a_bound(
     tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
 ):

@@ -43,8 +43,10 @@ import lookalike
 
 KEY = "a-key-that-must-be-in-no-log-line"
 PARTS = ("abuse", "described", "idle", "slow", "overload", "stop", "soak")
-GROWTH = {"memory": 0.05, "threads": 1.0, "files": 5.0}
-"""What the second half of a soak may add: a share of the memory, and numbers."""
+GROWTH = 0.1
+"""Share of its memory that the second half of a soak may add to a server."""
+AT_REST = {"threads": 4, "files": 8}
+"""More of them than after the warming up are a leak; both counted at rest, since a library's threads live on while they are used."""
 
 
 @dataclass
@@ -796,14 +798,14 @@ def aimed(port: int, key: str = KEY) -> Target:
 
 async def soak(target: Target, server: Server, seconds: float, seed: int, plot: Path | None) -> dict[str, Any]:
     """Twelve clients with all kinds of requests, good and bad, uploads and writes; figures of the process each five seconds."""
-    until, statuses, times, broken = time.monotonic() + seconds, Counter(), [], {}
+    statuses, times, broken = Counter(), [], {}
     good = valid(target, close=False)
     bad = {n: d for n, d in abuses(target).items() if len(d) < 20_000 and "DELETE" not in n}
     photos = [photo(size=(w, w * 4 // 3), noise=True) for w in (100, 600, 1200)]
     found = await exchange(target, request(target, "GET", "/api/products?limit=100"), 30)
     ids = re.findall(rb'"photos":\["(\w+)"', found.raw)
 
-    async def client(number: int) -> None:
+    async def client(number: int, until: float) -> None:
         rng = random.Random(f"{seed}-{number}")
         while time.monotonic() < until:
             kind, start = rng.random(), time.monotonic()
@@ -838,27 +840,40 @@ async def soak(target: Target, server: Server, seconds: float, seed: int, plot: 
 
     series: list[dict[str, float]] = []
 
-    async def watch() -> None:
+    async def watch(until: float) -> None:
         start = time.monotonic()
         while time.monotonic() < until:
             series.append({"seconds": time.monotonic() - start, **server.figures()})
             await asyncio.sleep(min(5.0, seconds / 20))
 
-    await asyncio.gather(watch(), *(client(n) for n in range(12)))
+    async def load(span: float, *more: Any) -> dict[str, float]:
+        """The load for so long, and the figures after a rest."""
+        until = time.monotonic() + span
+        await asyncio.gather(*(client(n, until) for n in range(12)), *(one(until) for one in more))
+        await asyncio.sleep(min(20.0, seconds / 10))
+        return server.figures()
+
+    before = await load(min(60.0, seconds / 4))
+    statuses.clear()
+    times.clear()
+    after = await load(seconds, watch)
     half = series[len(series) // 2 :]
-    growth = {}
-    for name, most in GROWTH.items():
-        slope, _ = np.polyfit([s["seconds"] for s in half], [s[name] for s in half], 1)
-        added = slope * (half[-1]["seconds"] - half[0]["seconds"])
-        growth[name] = {"first": series[0][name], "last": series[-1][name], "slope per minute": round(slope * 60, 4)}
-        if added > most * (half[0][name] if most < 1 else 1) and seconds >= 300:  # shorter runs are still warming up
-            broken[f"growth of {name}"] = f"{added:.1f} in the second half"
+    slopes = {
+        n: np.polyfit([s["seconds"] for s in half], [s[n] for s in half], 1)[0] for n in ("memory", "threads", "files")
+    }
+    added = slopes["memory"] * (half[-1]["seconds"] - half[0]["seconds"])
+    if added > GROWTH * half[0]["memory"] and seconds >= 300:  # shorter runs are still warming up
+        broken["growth of memory"] = f"{added:.1f} MiB in the second half"
+    for name, more in AT_REST.items():
+        if after[name] > before[name] + more:
+            broken[f"growth of {name}"] = f"{before[name]} at rest before, {after[name]} after"
     if plot:
         drawn(series, plot)
     return {
         "seconds": seconds, "requests": sum(statuses.values()), "per s": round(sum(statuses.values()) / seconds, 1),
         "first statuses": dict(statuses), "p50 ms": round(float(np.percentile(times, 50)) * 1000, 1),
-        "p99 ms": round(float(np.percentile(times, 99)) * 1000, 1), "growth in the second half": growth,
+        "p99 ms": round(float(np.percentile(times, 99)) * 1000, 1), "slopes per minute in the second half": {n: round(v * 60, 3) for n, v in slopes.items()},
+        "at rest": {n: [round(before[n], 1), round(after[n], 1)] for n in before},
         "broken": dict(list(broken.items())[:20]),
     }  # fmt: skip
 
