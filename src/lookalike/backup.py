@@ -82,10 +82,10 @@ def backup(
         CatalogError: the catalog cannot be read.
     """
     path = Path(file)
+    if os.path.isdir(path):  # noqa: PTH112  # pathlib's raises where a directory above cannot be entered
+        raise InputError(f"{path}: a directory; give the name of a file")
     if os.path.lexists(path) and not overwrite:
         raise InputError(f"{path}: is there already; give another name, or --overwrite")
-    if os.path.isdir(path):  # noqa: PTH112  # of pathlib's, one says nothing where a directory above cannot be entered
-        raise InputError(f"{path}: a directory; give the name of a file")
     version = store.version()
     manifest = store.manifest()  # after the version: it names the columns of that one at least
     if manifest is None or not version:
