@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import stat
 import threading
@@ -96,6 +97,54 @@ def test_a_moved_catalog_backs_its_photos_up_where_they_are_now(tmp_path: Path, 
     assert lookalike.restore(tmp_path / "b.zip", tmp_path / "back")["missing"] == []
 
 
+def test_a_catalog_behind_a_link_or_copied_keeps_and_backs_up_its_own_photos(
+    tmp_path: Path, catalog: lookalike.Catalog
+):
+    """Rows name the place where the photo was put, which is there too."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    photo = draw(tmp_path / "one.jpg", "green", "bag", 2)
+    linked = lookalike.open(tmp_path / "link" / "shop.catalog", encoder="fake")
+    Writer(linked).put([Given("up", "a bag", {}, [photo.read_bytes()])])
+    assert catalog.backup(tmp_path / "b.zip")["files"] == 1
+    shutil.copytree(tmp_path / "shop.catalog", tmp_path / "copy")
+    writer = Writer(lookalike.open(tmp_path / "copy", encoder="fake"))
+    (upload,) = writer.uploads.glob("*/*")
+    orphan = upload.with_name("ab" * 32)
+    orphan.touch()
+    for file in (upload, orphan):
+        os.utime(file, (1, 1))
+    writer.sweep()
+    assert (upload.is_file(), orphan.is_file()) == (True, False)
+
+
+def test_a_backup_leaves_nothing_that_its_owner_cannot_write(tmp_path: Path, catalog: lookalike.Catalog):
+    """Root may make it; a backup has the keys, and is its maker's alone."""
+    before = {p for p in catalog.store.directory.rglob("*") if p.is_dir()}
+    catalog.backup(tmp_path / "b.zip")
+    assert {p for p in catalog.store.directory.rglob("*") if p.is_dir()} == before
+    assert (tmp_path / "b.zip").stat().st_mode & 0o077 == 0 or os.name == "nt"
+
+
+def test_an_empty_directory_is_filled_and_stays(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
+    """It may be a mounted volume, a link, or where one is."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    number = (tmp_path / "here").stat().st_ino
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        backup.restore(whole, tmp_path / "link", progress=stop)
+    assert not list((tmp_path / "here").iterdir())
+    monkeypatch.chdir(tmp_path / "here")
+    assert lookalike.restore(whole, ".")["damaged"] == []
+    assert (tmp_path / "link").stat().st_ino == number
+    assert not list((tmp_path / "here").glob(".*"))
+    with pytest.raises(CatalogError, match="not empty"):
+        lookalike.restore(whole, tmp_path / "link")
+
+
 def test_the_same_version_gives_the_same_bytes_and_no_file_is_replaced_unasked(tmp_path: Path, shop: lookalike.Catalog):
     shop.backup(tmp_path / "a.zip")
     shop.backup(tmp_path / "b.zip")
@@ -165,7 +214,9 @@ def test_a_backup_that_was_killed_holds_its_version_for_a_day(catalog: lookalike
     assert lookalike.open(catalog.store.directory).store.held() == ["backup-9999999999-abcd0123"]
 
 
-def test_photos_elsewhere_are_found_where_they_are_now(tmp_path: Path, catalog: lookalike.Catalog):
+def test_photos_elsewhere_are_found_where_they_are_now(
+    tmp_path: Path, catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
     catalog.backup(tmp_path / "b.zip")
     (tmp_path / "img").rename(tmp_path / "pictures")
     runner = CliRunner()
@@ -175,6 +226,11 @@ def test_photos_elsewhere_are_found_where_they_are_now(tmp_path: Path, catalog: 
     moved = f"{tmp_path / 'img'}={tmp_path / 'pictures'}"
     found = runner.invoke(app, [*arguments, str(tmp_path / "found"), "--photos", moved, "--json"])
     assert json.loads(found.stdout)["missing"] == []
+    monkeypatch.chdir(tmp_path)
+    for old, new, lost in ((f"{tmp_path}/img/", "pictures", 0), ("/", "/", 13), (f"{tmp_path}/im", "pictures", 13)):
+        shutil.rmtree(tmp_path / "found")
+        told = lookalike.restore(tmp_path / "b.zip", tmp_path / "found", photos={old: new})
+        assert len(told["missing"]) == lost, old
     assert "write it as OLD=NEW" in str(
         runner.invoke(app, [*arguments, str(tmp_path / "x"), "--photos", "a"]).exception
     )

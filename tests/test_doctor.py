@@ -83,6 +83,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "rows zeroed": (lambda d: zero(data(d)), "catalog", "DATA (its end is not as it was written)"),
     "rows gone": (lambda d: data(d).unlink(), "catalog", "DATA (No such file or directory)"),
     "versions": (lambda d: [zero(f) for f in (d / "photos.lance/_versions").iterdir()], "catalog", "manifest"),
+    "manifest gone": (lambda d: (d / "catalog.json").unlink(), "catalog", "but catalog.json is gone"),
     "manifest": (lambda d: (d / "catalog.json").write_text("["), "catalog", "catalog.json: damaged"),
     "format": (lambda d: changed(d, format=99), "catalog", "of format 99, this version reads up to"),
     "quarantine": (lambda d: (d / "quarantine.json").write_text("["), "catalog", "quarantine.json: damaged"),
@@ -124,6 +125,9 @@ def test_a_catalog_that_is_none(tmp_path: Path, shop: Path, monkeypatch: pytest.
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
     assert "not a catalog" in worst(doctor.catalog_at(str(tmp_path / "other"))).found
+    (shop / "writer.json").write_text("[1]")
+    assert "another process is writing" in worst(doctor.catalog_at(str(shop))).found
+    (shop / "writer.json").unlink()
     monkeypatch.setenv("LOOKALIKE_ENCODER", "colour-histogram")
     assert "--encoder fake" in worst(doctor.catalog_at(str(shop))).mend
     monkeypatch.setenv("LOOKALIKE_ENCODER", "resnet50")
@@ -266,6 +270,21 @@ def test_a_check_that_fails_itself_is_a_finding(monkeypatch: pytest.MonkeyPatch)
     found = [f for f in doctor.examine() if f.level == BAD]
     assert len(found) == 3
     assert "libgomp" in found[0].found
+
+
+def test_a_catalog_that_others_may_not_read_is_no_bug(shop: Path, monkeypatch: pytest.MonkeyPatch):
+    """Root reads everything: the system's answer is put in its mouth."""
+    real = Path.stat
+
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        if path.is_relative_to(shop):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert [f.level for f in doctor.clock(str(shop))] == [OK]
+    found = worst(doctor.catalog_at(str(shop)))
+    assert "cannot be read" in found.found and found.mend == "check its permissions"
 
 
 def test_settings_and_clock(monkeypatch: pytest.MonkeyPatch, shop: Path):

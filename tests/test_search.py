@@ -11,7 +11,7 @@ import pytest
 import lookalike
 from conftest import draw, write_csv
 from lookalike import feedback, insights
-from lookalike.errors import InputError, UsageError
+from lookalike.errors import CatalogError, InputError, UsageError
 from lookalike.indexes.lexical import Lexical, words_of
 from lookalike.search import _Parts
 from lookalike.types import Query
@@ -262,9 +262,12 @@ def test_votes_are_kept_without_who_and_what_photo(tmp_path: Path, monkeypatch: 
     with (tmp_path / "feedback.jsonl").open("a") as file:
         file.write('{"product": "half')  # a server that died while writing
     assert feedback.read(tmp_path) == kept
+    later = feedback.vote("p04", "up", {})
+    feedback.keep(tmp_path, later)
+    assert feedback.read(tmp_path) == [*kept, later]
     with (tmp_path / "feedback.jsonl").open("a") as file:
-        file.write("\n")
-    with pytest.raises(InputError, match="line 5"):
+        file.write("{}\n")
+    with pytest.raises(InputError, match="line 7"):
         feedback.read(tmp_path)
     assert feedback.read(tmp_path / "none") == []
     monkeypatch.setenv("LOOKALIKE_FEEDBACK", "off")
@@ -277,3 +280,17 @@ def test_messages_about_huge_texts_stay_short(twins: lookalike.Catalog, text: st
         with pytest.raises(UsageError) as caught:
             twins.answer(query)
         assert len(str(caught.value)) < 600
+
+
+def test_a_vote_that_the_disk_has_no_room_for_is_told_and_leaves_nothing(tmp_path: Path):
+    resource = pytest.importorskip("resource")
+    feedback.keep(tmp_path, feedback.vote("p00", "up", {}))
+    before = (tmp_path / "feedback.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))  # the system then writes these ten alone
+    try:
+        with pytest.raises(CatalogError, match=r"feedback\.jsonl: the vote cannot be kept \(No space"):
+            feedback.keep(tmp_path, feedback.vote("p01", "up", {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "feedback.jsonl").read_bytes() == before

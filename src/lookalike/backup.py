@@ -82,10 +82,10 @@ def backup(
         CatalogError: the catalog cannot be read.
     """
     path = Path(file)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: is there already; give another name, or --overwrite")
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # pathlib's raises where a directory above cannot be entered
         raise InputError(f"{path}: a directory; give the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path}: is there already; give another name, or --overwrite")
     version = store.version()
     manifest = store.manifest()  # after the version: it names the columns of that one at least
     if manifest is None or not version:
@@ -95,7 +95,9 @@ def backup(
     with contextlib.suppress(CatalogError):  # who may not write there reads as long as there is what is read
         store.hold(version, hold)
     try:
-        with zipfile.ZipFile(part, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        # As keys.json, which is in it, it is its owner's alone.
+        opened = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        with os.fdopen(opened, "w+b") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             told = _written(store, manifest, version, archive, progress or (lambda done, total: None))
         objects.fsync(part)
         part.replace(path)
@@ -176,13 +178,13 @@ def _schema(dataset: Any) -> pa.Schema:
 def _own(root: Path, path: str) -> tuple[str, str]:
     """The catalog's directory as a photo's path has it, and the photo's place therein; "" where it lies elsewhere.
 
-    A directory that was moved has other paths in its rows than its own.
+    A directory that was moved, copied, or opened through a link has other paths in its rows than its own.
     """
     found = _WITHIN.fullmatch(path)
     if not found:
         return "", ""
     own = found[2].replace("\\", "/")
-    here = found[1] == str(root) or (not Path(path).is_file() and (root / own).is_file())
+    here = found[1] == str(root) or (root / own).is_file()
     return (found[1], own) if here and _PHOTO.fullmatch(own) else ("", "")
 
 
@@ -244,13 +246,14 @@ def restore(
 ) -> dict[str, Any]:
     """Make a catalog from a backup, whole or not at all, and look whether its photos are there.
 
-    Rows whose photos lay in the catalog itself get their new paths. It is made beside the directory and renamed; on object
-    storage, which cannot rename, ``catalog.json`` comes last, and without it nothing is a catalog.
+    Rows whose photos lay in the catalog itself get their new paths. It is made beside the directory and renamed, or, where
+    there is an empty directory (which may be a mounted volume), made in it; there, as on object storage, which cannot rename,
+    ``catalog.json`` comes last, and without it nothing is a catalog.
 
     Args:
         file: what ``backup`` wrote.
         directory: of the new catalog, or its address: nothing may be there.
-        photos: beginnings of paths, and what to put in their place, for photos that lie elsewhere on this machine.
+        photos: directories, or files, and where they are on this machine, for photos that do not lie in the catalog.
         progress: called with rows written and rows in all, then with photos looked at.
 
     Returns:
@@ -262,11 +265,12 @@ def restore(
     """
     path, tell = Path(file), progress or (lambda done, total: None)
     folder = objects.at(directory)
+    photos = {_place(old): _place(new, here=True) for old, new in (photos or {}).items()}
     with _opened(path) as (archive, contents):
         if isinstance(folder, objects.Remote):
-            _at_address(Store(directory), archive, contents, path, photos or {}, tell)
+            _at_address(Store(directory), archive, contents, path, photos, tell)
         else:
-            _in_directory(Path(directory), archive, contents, path, photos or {}, tell)
+            _in_directory(Path(directory), archive, contents, path, photos, tell)
     return {"catalog": str(directory), **verify(Store(directory), progress)}
 
 
@@ -275,10 +279,13 @@ def _in_directory(
     progress: Progress,
 ) -> None:  # fmt: skip
     goal = directory.absolute()
-    part = goal.with_name(f".{goal.name}-{secrets.token_hex(4)}.restoring")
+    name = f"{secrets.token_hex(4)}.restoring"
+    part = goal.with_name(f".{goal.name}-{name}")
     try:
-        if goal.exists() and any(goal.iterdir()):
-            raise CatalogError(f"{directory}: not empty; restore to a directory that is new or empty")
+        if there := goal.exists():
+            if any(goal.iterdir()):
+                raise CatalogError(f"{directory}: not empty; restore to a directory that is new or empty")
+            part = goal / f".{name}"  # it may be mounted, linked to, or where one is: it stays, and is filled
         part.mkdir(parents=True)
     except OSError as error:
         raise CatalogError(f"{directory}: cannot be written ({error.strerror or error}); nothing was made") from error
@@ -288,10 +295,15 @@ def _in_directory(
         with store.errors(mend="nothing was made"):
             for made in (part, *(p for p in part.iterdir() if p.name in ("uploads", "downloads"))):
                 objects.fsync(made)
-            if goal.exists():
-                goal.rmdir()
-            part.rename(goal)
-            objects.fsync(goal.parent)
+            if there:
+                # First the rows, which cannot replace those of another restore; last what makes it a catalog.
+                first, last = "photos.lance", "catalog.json"
+                for name in (first, *({p.name for p in part.iterdir()} - {first, last}), last):
+                    (part / name).rename(goal / name)
+                    objects.fsync(goal)
+            else:
+                part.rename(goal)
+                objects.fsync(goal.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -354,8 +366,16 @@ def _moved(name: str, photos: Mapping[str, str], places: set[str], goal: Path) -
     found = _WITHIN.fullmatch(file)
     if found and found[1] in places:
         return str(goal / found[2].replace("\\", "/")) + box
-    old = max((old for old in photos if name.startswith(old)), key=len, default="")
-    return photos[old] + name[len(old) :] if old else name
+    within = (old for old in photos if name.startswith(old) and name[len(old) : len(old) + 1] in ("", "/", "\\", "#"))
+    old = max(within, key=len, default=None)
+    return name if old is None else photos[old] + name[len(old) :]
+
+
+def _place(path: str, here: bool = False) -> str:
+    """A directory without a slash at its end; ``here`` on this machine, where rows name it whole."""
+    if here and not objects.is_address(path):
+        path = str(Path(path).expanduser().absolute())
+    return path.rstrip("/\\")
 
 
 def _text(archive: zipfile.ZipFile, contents: dict[str, Any], path: Path, name: str) -> str:
@@ -389,8 +409,8 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
         raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except zipfile.BadZipFile as error:
-        raise _damaged(path, str(error)) from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise _damaged(path, str(error) or "it ends too early") from error
 
 
 def _contents(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:

@@ -475,7 +475,7 @@ def restore(
     catalog: CatalogDir = HERE,
     photos: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="OLD=NEW: photos whose paths begin with OLD are at NEW on this machine; may be repeated."),
+        typer.Option(help="OLD=NEW: photos in the folder OLD are in NEW on this machine; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -444,10 +444,11 @@ def settings() -> Findings:
 def clock(catalog: str) -> Findings:
     """Whether the clock can be right: it is not before what was installed or written."""
     now = time.time()
-    seen = [Path(__file__)]
-    if catalog and "://" not in catalog:
-        seen += [Path(catalog) / "catalog.json", Path(catalog) / "photos.lance" / "_versions"]
-    latest = max((file.stat().st_mtime for file in seen if file.exists()), default=0.0)
+    latest = 0.0
+    names = ("catalog.json", "photos.lance/_versions") if catalog else ()
+    for file in (__file__, *(f"{catalog}/{name}" for name in names)):
+        with contextlib.suppress(OSError):
+            latest = max(latest, Path(file).stat().st_mtime)
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if now < latest - 3600:
         files = time.strftime("%Y-%m-%d %H:%M", time.gmtime(latest))
@@ -536,6 +537,9 @@ def catalog_at(where: str, asked: bool = True) -> Findings:
             "searching works, but nothing can be indexed: run as its owner, or change its permissions" if there else ""
         )
         yield from directory("catalog's directory", Path(where), mend or "choose another --catalog")
+    if manifest is None and store.version() > 1:
+        yield bad("catalog", f"photos.lance is at {where}, but catalog.json is gone", RESTORE)
+        return
     if not there or manifest is None:
         make = f"make it: lookalike index SOURCE --catalog {where}"
         yield Finding(BAD if asked else NOTE, "catalog", f"there is none at {where}", make)
@@ -548,6 +552,7 @@ def catalog_at(where: str, asked: bool = True) -> Findings:
 
 def _rows(where: str, store: Store, manifest: Manifest) -> Findings:
     """The rows' files, each by its size and its last bytes; and who is writing."""
+    from lookalike import objects
     from lookalike.errors import LookalikeError
 
     try:
@@ -586,13 +591,9 @@ def _rows(where: str, store: Store, manifest: Manifest) -> Findings:
     elif some:
         yield ok("photos' files", f"{len(some)} looked for, all there (all of them, and every row: lookalike verify)")
     holder = store.folder.read("writer.json")
-    if holder is not None:
-        told = json.loads(holder)
-        if not told.get("free"):
-            who = f"process {told.get('pid')} on {told.get('host')} ({told.get('purpose')}, since {told.get('since')})"
-            yield note(
-                "writer", f"{who} is writing, or was killed", "a lock that is left behind is taken over by itself"
-            )
+    if holder is not None and not objects._parsed(holder).get("free"):
+        who = objects._who(holder)
+        yield note("writer", f"{who} is writing, or was killed", "a lock that is left behind is taken over by itself")
 
 
 def _not_whole(file: Path, size: int | None) -> str:
@@ -613,7 +614,9 @@ def _named_damage(store: Store) -> str:
     """Which versions' files are damaged; "" where that cannot be seen."""
     if store.remote:
         return ""
-    versions = sorted((Path(store.photos) / "_versions").glob("*.manifest"))
+    versions = []
+    with contextlib.suppress(PermissionError):  # then the error itself names it
+        versions = sorted((Path(store.photos) / "_versions").glob("*.manifest"))
     damaged = [str(v) for v in versions if _not_whole(v, None)]
     return f"damaged: {_some(damaged)}" if damaged else ""
 
@@ -705,6 +708,10 @@ def _after(error: Exception, module: str = "") -> str:
     if isinstance(error, (ImportError, OSError)) and module:
         mend = f"pip install --force-reinstall {PACKAGES.get(module, module)}"
         return f"it is damaged, built for another system, or lacks a library of the system: {mend}"
+    if isinstance(error, ImportError):
+        return "mend the libraries that are named above first"
+    if isinstance(error, OSError):
+        return "check its permissions, and the disk"
     return "please report it"
 
 

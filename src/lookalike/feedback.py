@@ -89,7 +89,7 @@ def read(directory: Path | str) -> list[Vote]:
     """The votes that stand, in their order: of several on one product for one query the last, unless it took them back.
 
     Raises:
-        InputError: a line is damaged, with its number. The last line may be half written and is then left out.
+        InputError: a line is damaged, with its number. Lines that were half written when the power went are left out.
     """
     folder = objects.at(directory)
     file = folder.where(FILE)
@@ -99,6 +99,8 @@ def read(directory: Path | str) -> list[Vote]:
         raise InputError(f"{file}: cannot be read ({error})") from error
     latest: dict[tuple[str, str, tuple[str, ...]], Vote] = {}
     for number, line in enumerate(lines[:-1], 1):
+        if not line.endswith("}"):
+            continue
         try:
             fields = json.loads(line)
             found = Vote(**{**fields, "like": tuple(fields["like"])})

@@ -8,6 +8,7 @@ told by the storage's own clock, so that no two machines' clocks are compared.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -88,10 +89,20 @@ class Local:
         fsync(self.path)
 
     def append(self, name: str, line: str) -> None:
-        """Add a line in one write, so that several processes may do it at once; durably. Raises OSError."""
+        """Add a line in one write, so that several processes may do it at once; durably.
+
+        Half a line that a power cut left ends there. Raises OSError, and then no half of this one is left.
+        """
         new = not (self.path / name).exists()
-        with (self.path / name).open("ab", buffering=0) as file:
-            file.write(line.encode())
+        with (self.path / name).open("a+b", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
+                line = f"\n{line}"
+            content = line.encode()
+            written = file.write(content)
+            if written < len(content):  # the disk is full
+                if file.tell() == os.fstat(file.fileno()).st_size:
+                    file.truncate(file.tell() - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
         if new:
             fsync(self.path)

@@ -141,7 +141,7 @@ class Store:
         """Open, or prepare to create.
 
         Raises:
-            CatalogError: the directory holds something else, or is an address of a kind that is not known.
+            CatalogError: the directory holds something else, cannot be read, or is an address of a kind that is not known.
             UsageError: an address, while obstore is not installed.
         """
         self.folder = objects.at(directory)
@@ -158,10 +158,11 @@ class Store:
         # Absolute, because Lance would take the "a:" of a relative a:b for a protocol.
         self.photos = self.directory.absolute() / "photos.lance"
         self.options = None
-        if self.directory.exists() and not self.directory.is_dir():
-            raise CatalogError(f"{self.directory}: a file, not a catalog directory; give another --catalog")
-        if self.directory.is_dir() and not self.exists and self._foreign({p.name for p in self.directory.iterdir()}):
-            raise CatalogError(_NOT_OURS.format(self.directory))
+        with self.errors(reading=True):
+            if self.directory.exists() and not self.directory.is_dir():
+                raise CatalogError(f"{self.directory}: a file, not a catalog directory; give another --catalog")
+            if self.directory.is_dir() and not self.exists and self._foreign(self._entries()):
+                raise CatalogError(_NOT_OURS.format(self.directory))
 
     @property
     def cache(self) -> Path:
@@ -238,6 +239,8 @@ class Store:
                 self._discard("photos.lance")
             empty = schema(dim).empty_table()
             lance.write_dataset(empty, str(self.photos), mode="create", storage_options=self.options)
+            if not self.remote:  # made now, by whom it belongs to, and not by the first backup, which root may make
+                (Path(self.photos) / "_refs" / "tags").mkdir(parents=True)
             self._make_durable(set())
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -624,19 +627,20 @@ class Store:
             yield
         except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
             message = str(error)
+            short = message.split(", /")[0].split("\n")[0][:300]
             if "No space left" in message or getattr(error, "errno", 0) == 28:
                 raise CatalogError(
                     f"{self.directory}: the disk is full; {kept}. Free some space and run again"
                 ) from error
             if isinstance(error, PermissionError) or "ermission denied" in message or "Read-only" in message:
-                raise CatalogError(f"{self.directory}: cannot be written ({message}); check its permissions") from error
+                told = f"cannot be {'read' if reading else 'written'} ({short})"
+                raise CatalogError(f"{self.directory}: {told}; check its permissions") from error
             if self.remote and (why := objects.explained(message, str(self.directory))):
                 raise CatalogError(f"{self.directory}: {why}") from error
             if reading and _GONE.search(message):
                 raise CatalogError(
                     f"{self.directory}: the version that was being read has been cleaned up meanwhile; try again"
                 ) from error
-            short = message.split(", /")[0].split("\n")[0][:300]
             raise CatalogError(f"{self.directory}: {short}; {(mend or MEND) if reading else kept}") from error
         finally:
             if not reading:

@@ -153,8 +153,9 @@ def _read(folder: objects.Folder) -> list[Key]:
         if any(k.scope not in SCOPES or len(k.sha256) != 64 or not k.sha256.isascii() for k in keys):
             raise ValueError("a scope or a hash that is none")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        where = folder.where(FILE)
-        raise _Damaged(f"{where}: damaged or unreadable ({error}); remove it and add the keys again") from error
+        if isinstance(error, OSError):
+            raise _Damaged(f"{folder.where(FILE)}: cannot be read ({error.strerror}); check its permissions") from error
+        raise _Damaged(f"{folder.where(FILE)}: damaged ({error}); remove it and add the keys again") from error
     return sorted(keys, key=lambda k: k.name)
 
 

@@ -137,12 +137,14 @@ class Writer:
 
     def tidy(self, paths: Iterable[Path]) -> None:
         """Of these files, delete the uploads that no product has (any more)."""
-        mine = {str(images.file_of(p)) for p in paths if p.is_relative_to(self.uploads)}
+        mine = {file.name: file for file in map(images.file_of, paths) if file.is_relative_to(self.uploads)}
         if mine:
             with contextlib.suppress(CatalogError):  # then the next sweep finds them
-                mine -= {images.split(p)[0] for p in self.catalog.store.rows(["lk_path"])["lk_path"].to_pylist()}
-                for path in mine:
-                    Path(path).unlink(missing_ok=True)
+                # By their digests: rows of a catalog that was moved or is opened through a link have other paths.
+                paths = self.catalog.store.rows(["lk_path"])["lk_path"].to_pylist()
+                kept = {images.split(path)[0].replace("\\", "/").rpartition("/")[2] for path in paths}
+                for name in mine.keys() - kept:
+                    mine[name].unlink(missing_ok=True)
 
     def _paths(self, ids: list[str]) -> dict[str, list[str]]:
         """The files of each product's photos, as the latest version has them."""
