@@ -93,6 +93,11 @@ class Catalog:
                 self._snapshot = fresh
             return self._snapshot
 
+    @property
+    def loaded(self) -> bool:
+        """Whether a version is in memory, so that ``snapshot(refresh=False)`` takes no time."""
+        return self._snapshot is not None
+
     def _is_latest(self, snapshot: Snapshot) -> bool:
         from lookalike import segment
 

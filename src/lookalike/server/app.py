@@ -154,7 +154,13 @@ class Health:
         if not self.loaded.is_set():
             with anyio.move_on_after(START_SECONDS):
                 await self.loaded.wait()
-        return self.state != "starting"
+        return self.loaded.is_set() and self.catalog.loaded
+
+    def stop(self) -> None:
+        """Nobody waits any longer for a catalog that is being loaded."""
+        self.state = "stopping"
+        if self.loaded is not None:
+            self.loaded.set()
 
     def search(self) -> None:
         """By photo, since that needs all there is: decoder, encoder, index."""
@@ -268,9 +274,10 @@ def create_app(
             await run_in_threadpool(health.search)
             await run_in_threadpool(writer.sweep)
             tasks.extend([asyncio.create_task(_watch(catalog, sync, health)), asyncio.create_task(health.watch())])
-            health.state = "ready"
-            if source is not None:
-                sync.start()
+            if health.state == "starting":  # else it was told to stop meanwhile
+                health.state = "ready"
+                if source is not None:
+                    sync.start()
 
         async def load_or_fail(failed: Callable[[Exception], None], loaded: asyncio.Event) -> None:
             try:
@@ -285,7 +292,7 @@ def create_app(
             health.loaded = asyncio.Event()
             tasks.append(asyncio.create_task(load_or_fail(failed, health.loaded)))
         yield
-        health.state = "stopping"
+        health.stop()
         for task in tasks:
             task.cancel()
         await run_in_threadpool(sync.stop)

@@ -5,6 +5,7 @@ Never in any of them: secrets, query texts, file names, bodies, addresses of peo
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -107,7 +108,9 @@ class Meter(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The catalog as it is now."""
+        """The catalog as it is now, once it is loaded: loading it here would hold up the event loop."""
+        if not self.catalog.loaded:
+            return
         figures: dict[str, tuple[str, float]] = {}
         try:
             snapshot = self.catalog.snapshot(refresh=False)
@@ -173,6 +176,10 @@ class Observe:
             await self.app(scope, receive, headed)
         except ClientDisconnect:  # in the middle of sending; there is nobody to answer
             pass
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            if status:
+                raise
+            await problem(503, "the server is stopping", {"retry-after": "1"})(scope, receive, headed)
         except Exception:
             log.exception("this is a bug in lookalike; please report it with these lines (request %s)", identity)
             if status:

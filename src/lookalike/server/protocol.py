@@ -13,6 +13,7 @@ import contextlib
 import json
 import re
 import socket as sockets
+import sys
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
@@ -23,7 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lookalike.server import observe
+from lookalike.server import observe, security
 
 HEAD_SECONDS = 10.0
 """From a request's first byte, or from the connection's start, to the end of its head."""
@@ -35,7 +36,7 @@ CHUNKS, CHUNK_BYTES = 10_000, 64
 """A body of more chunks than this, and fewer bytes in each on average, is work without content: 7 µs for a byte."""
 
 STALL_SECONDS, STALL_BYTES = 20.0, 16 * 2**10
-"""Whoever takes fewer bytes of an answer in that time is cut off; the kernel's own buffer comes on top."""
+"""Whoever takes fewer bytes of an answer in that time is cut off, once the kernel's own buffer is full."""
 
 CONNECTIONS = 4000
 """Open at once; fewer where the process may open fewer files (``room``)."""
@@ -129,9 +130,10 @@ class Bounded(H11Protocol):
         """As ``asyncio.Protocol``: heads are measured before h11 parses them."""
         if self._over:
             return
+        refused = self.idle and self.conn.their_state is h11.SEND_BODY  # the rest of a body that nobody wants
         if self.idle and self._timer is None:
-            self._await_head()
-        if self.idle and self.conn.their_state is h11.IDLE:  # else the rest of a body that was refused
+            self._await_head(security.BODY_SECONDS if refused else HEAD_SECONDS)
+        if self.idle and self.conn.their_state is h11.IDLE:
             seen = self._tail + data
             found = _END.search(seen)
             self._head += (found.end() if found else len(seen)) - len(self._tail)
@@ -139,11 +141,14 @@ class Bounded(H11Protocol):
             if self._head > MAX_HEAD:
                 self.refuse(431, f"the request's head is larger than {MAX_HEAD // 2**10} KiB")
                 return
-        before = self.cycle
+        before, timer = self.cycle, self._timer
         super().data_received(data)
-        if self.cycle is not before:
+        if self.cycle is not before and self._timer is timer:  # another ends what was refused just now
             self._since = self.loop.time()
             self._still()
+        elif refused and self.conn.their_state is h11.IDLE:
+            self._still()
+            self._await_head()
 
     def on_response_complete(self) -> None:
         """As uvicorn's: its own timer ends a connection where nothing follows, ours one where half a head does."""
@@ -154,7 +159,7 @@ class Bounded(H11Protocol):
     def pause_writing(self) -> None:
         """As ``asyncio.Protocol``: bytes wait for the client to take them."""
         super().pause_writing()
-        self._unsent = self.transport.get_write_buffer_size()
+        self._unsent = self._left()
         if self._writing is None:
             self._writing = self.loop.call_later(STALL_SECONDS, self._stalled)
 
@@ -201,9 +206,9 @@ class Bounded(H11Protocol):
         except OSError:  # the client has gone, and we were not told yet
             self.transport.abort()
 
-    def _await_head(self) -> None:
+    def _await_head(self, seconds: float = 0.0) -> None:
         self._head, self._tail = 0, b""
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._late)
+        self._timer = self.loop.call_later(seconds or HEAD_SECONDS, self._late)
 
     def _still(self) -> None:
         if self._timer is not None:
@@ -219,14 +224,24 @@ class Bounded(H11Protocol):
 
     def _stalled(self) -> None:
         self._writing = None
-        left = self.transport.get_write_buffer_size()
-        if left and self._unsent - left < STALL_BYTES:
+        left = self._left()
+        if self._unsent - left < STALL_BYTES:
             if self.meter is not None:
                 self.meter.cut.labels("slow reader").inc()
             self.transport.abort()
-        elif left:
+        else:
             self._unsent = left
             self._writing = self.loop.call_later(STALL_SECONDS, self._stalled)
+
+    def _left(self) -> int:
+        """Bytes that the client has not taken: ours, and the kernel's, who wants more only once a third is gone."""
+        queued = bytes(4)
+        with contextlib.suppress(ImportError, OSError):  # where this cannot be asked, ours alone
+            import fcntl
+            import termios
+
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, queued)
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _make_room(self) -> bool:
         """Close the connection that has waited longest for its client: idle ones first, then those whose body is coming."""
@@ -294,7 +309,4 @@ def of(app: FastAPI) -> Server:
         timeout_graceful_shutdown=10,
     )  # fmt: skip
 
-    def ending() -> None:
-        app.state.health.state = "stopping"
-
-    return Server(config, ending)
+    return Server(config, app.state.health.stop)

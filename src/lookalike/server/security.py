@@ -37,6 +37,12 @@ MAX_VALUES = 100_000
 MAX_FIELDS = 200
 """Fields of a form without files."""
 
+MAX_FORM = 2**20
+"""Bytes of a form's fields together; its photos come on top. Reading such a form takes tens of times its bytes."""
+
+CHARSETS = {"utf-8", "iso8859-1", "cp1252", "ascii"}
+"""Of a form's fields, as Python calls them. There are others whose decoding takes minutes for a megabyte (punycode)."""
+
 MAX_BODIES = 512 * 2**20
 """Bytes of all requests that are being answered."""
 
@@ -177,7 +183,7 @@ class Guard:
             if seen > MAX_BODY:
                 raise _too_large()
             if not form:
-                values += sum(body.count(mark) for mark in (b",", b"[", b"{"))
+                values += _values(body)
             if values > MAX_VALUES:
                 raise HTTPException(413, f"the body has more than {MAX_VALUES:,} values; send fewer at a time")
             if self.bytes > MAX_BODIES:
@@ -191,7 +197,7 @@ class Guard:
             if whole:
                 enter()
             if works and not await self.begun():
-                raise HTTPException(503, "starting", {"retry-after": "1"})
+                raise HTTPException(503, "the catalog is not loaded", {"retry-after": "1"})
             await self.app(scope, counted, send)
         except HTTPException as refusal:  # before, or outside of, any route
             await problem(refusal.status_code, refusal.detail, refusal.headers)(scope, receive, send)
@@ -324,6 +330,21 @@ class _InMemory(MultiPartParser):
 
     spool_max_size = MAX_BODY + 1
     whole = False
+    fields = 0
+
+    def on_part_begin(self) -> None:
+        """As ``MultiPartParser.on_part_begin``, which comes before anything is decoded."""
+        if self._charset not in CHARSETS:
+            raise MultiPartException("the form's charset must be utf-8")
+        super().on_part_begin()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """As ``MultiPartParser.on_part_data``, with the fields bounded together."""
+        if self._current_part.file is None:
+            self.fields += end - start
+            if self.fields > MAX_FORM:
+                raise MultiPartException(f"the form's fields are larger than {MAX_FORM // 2**20} MiB")
+        super().on_part_data(data, start, end)
 
     def on_end(self) -> None:
         """As ``MultiPartParser.on_end``."""
@@ -344,13 +365,13 @@ async def form_of(request: Request, files: int, fields: int = MAX_FIELDS) -> Asy
     """The fields and files of a form of at most so many. Nothing of it reaches the disk.
 
     Raises:
-        HTTPException: 400, it is no form, or larger.
+        HTTPException: 400 or 413, it is no form, or larger.
     """
     try:
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             form = await _InMemory(request.headers, request.stream(), max_files=files, max_fields=fields).parse()
         else:
-            body = (await request.body()).decode("latin-1")
+            body = await _small(request)
             form = FormData([*parse_qsl(body, keep_blank_values=True, max_num_fields=fields)])
     except MultiPartException as error:
         raise HTTPException(400, error.message) from None
@@ -362,9 +383,28 @@ async def form_of(request: Request, files: int, fields: int = MAX_FIELDS) -> Asy
         await form.close()
 
 
+async def _small(request: Request) -> str:
+    """A form without photos. Raises HTTPException where it is larger than one can be."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_FORM:
+            raise HTTPException(
+                413, f"the form is larger than {MAX_FORM // 2**20} MiB; send photos as multipart/form-data"
+            )
+    return body.decode("latin-1")
+
+
+def _values(piece: bytes) -> int:
+    """How many values a piece of JSON can have."""
+    return sum(piece.count(mark) for mark in (b",", b"[", b"{"))
+
+
 def decoded(name: str, value: str) -> Any:
     """A form or address field that holds JSON. Raises ValueError naming it."""
     try:
+        if _values(value.encode("utf-8", "replace")) > MAX_VALUES:
+            raise ValueError
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise ValueError(f"{name} is not JSON: {value[:80]!r}") from None
+        raise ValueError(f"{name} is not JSON, or has too many values: {value[:80]!r}") from None
