@@ -478,8 +478,8 @@ MANY = 2**18 + 1
         pytest.param(with_segments(b"\xff" * MANY), id="JPEG padding"),
         pytest.param(with_segments(segment(0xE1, b"Exif\0\0II") * 65), id="JPEG EXIF"),
         pytest.param(png(1, 1, extra=[(b"prIv", b"")] * MANY, pixels=bytes(4)), id="PNG chunks"),
-        pytest.param(gif_with(b"!\xfe\x01a\0" * MANY), id="GIF comments"),
-        pytest.param(gif_with(b"!\xff" + b"\x01a" * MANY + b"\0"), id="GIF extension"),
+        pytest.param(gif_with(b"!\xfe\x01a\0" * 9000), id="GIF comments"),
+        pytest.param(gif_with(b"!\xff" + b"\x01a" * 9000 + b"\0"), id="GIF extension"),
         pytest.param(tiff_of_values(273, MANY), id="TIFF strips"),
         pytest.param(tiff_of_values(258, MANY), id="TIFF bits"),
     ],
@@ -506,6 +506,69 @@ def test_headers_in_millions_of_pieces_are_refused_before_pillow_walks_over_them
 )
 def test_headers_as_programs_write_them_are_read(data):
     assert images.read(data).mode == "RGB"
+
+
+def tags_on_one_another(count, size, length):
+    body = b"".join(struct.pack("<HHII", 1000 + n, 7, size, 8) for n in range(count))
+    return (b"II*\0" + struct.pack("<IH", 8, count) + body + bytes(4)).ljust(length, b"\0")
+
+
+BOMB = tags_on_one_another(5000, 1_000_000, 1_100_000)  # 5 GB before Pillow 13
+SMALL_BOMB = tags_on_one_another(5000, 59_000, 65_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(BOMB, id="TIFF"),
+        pytest.param(with_segments(segment(0xE1, b"Exif\0\0" + SMALL_BOMB)), id="JPEG EXIF"),
+        pytest.param(with_segments(segment(0xE2, b"MPF\0" + SMALL_BOMB)), id="JPEG MPF"),
+        pytest.param(
+            with_segments(
+                b"".join(segment(0xE1, b"Exif\0\0" + BOMB[n : n + 65_000]) for n in range(0, len(BOMB), 65_000))
+            ),
+            id="JPEG EXIF in parts",
+        ),
+    ],
+)
+def test_tags_that_lie_over_one_another_are_refused(data):
+    with pytest.raises(ImageTooLarge, match="its header is in far more pieces"):
+        images.read(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", pytest.param("AVIF", marks=needs_avif)])
+def test_pillow_reads_no_exif_but_that_of_a_jpeg(kind, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(garment(), kind, exif=exif)
+    bomb = encode(garment(), kind, exif=b"Exif\0\0" + tags_on_one_another(3, 40, 200))
+    upright = corners(images.read(data))
+    assert upright == ["bl", "tl", "br", "tr"]
+
+    def never(*_):
+        raise AssertionError("Pillow reads the EXIF")
+
+    monkeypatch.setattr(Image.Exif, "load", never)
+    assert corners(images.read(data)) == upright
+    assert corners(images.read(bomb)) == ["tl", "tr", "bl", "br"]
+
+
+def test_orientation_is_read_as_pillow_reads_it():
+    rng = random.Random(3)
+    for n in range(200):
+        exif = Image.Exif()
+        exif.endian = rng.choice("<>")
+        for tag in rng.sample([0x010E, 0x010F, 0x0110, 0x011A, 0x0128, 0x0131, 0x0132, 0x8298], rng.randrange(8)):
+            exif[tag] = 2 if tag in (0x011A, 0x0128) else "x" * rng.randrange(1, 30)
+        if n % 5:
+            exif[0x0112] = rng.randrange(10)
+        image = Image.new("RGB", (1, 1))
+        image.format = "PNG"  # type: ignore[misc]
+        image.info["exif"] = exif.tobytes()
+        assert images._orientation(image) == Image.Exif.get(exif, 0x0112, 1), n
+    for broken in (b"", b"Exif\0\0", b"MM", b"MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"):
+        image.info["exif"] = broken
+        assert images._orientation(image) == 1
 
 
 @pytest.mark.parametrize(("width", "height"), [(1025, 1024), (50_000_000, 1)])

@@ -623,6 +623,7 @@ for _name, _make in {
     "tiff_of_50_million_whole_numbers": lambda: saved(Image.new("I", (SIDE, SIDE), -5), "TIFF", **DEFLATE),
     "tiff_of_8_million_strips": lambda: tiff_of(8_000_000, 273, 4),
     "tiff_of_16_million_bits_per_sample": lambda: tiff_of(16_000_000, 258, 3),
+    "jpeg_exif_tags_in_parts": lambda: a_jpeg(exif_parts(tags(60_000, 3_000_000, 2**22))),
     "tiff_tags_on_one_another": lambda: tags(60_000, 7_000_000, 2**23),
     "tiff_directory_that_points_at_itself": lambda: b"II*\0" + struct.pack("<IHHHIII", 8, 1, 330, 4, 1, 8, 8),
     "zero_bytes": lambda: b"",
@@ -637,6 +638,10 @@ for _name, _make in {
     "wrong_suffix": lambda: saved(Image.new("RGB", (9, 9)), "PNG"),
 }.items():
     CLASSICS.append((_name, lambda make=_make: ("photo", make())))  # type: ignore[misc]
+
+
+def exif_parts(exif: bytes) -> bytes:
+    return b"".join(segment(0xE1, b"Exif\0\0" + exif[n : n + 65_000]) for n in range(0, len(exif), 65_000))
 
 
 def icc_part(n: int) -> bytes:

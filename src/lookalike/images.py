@@ -132,7 +132,7 @@ def read(source: ImageInput, *, at_least: int | None = None, name: str | None = 
         raise ImageEmpty(f"{label}: is empty (0 bytes); copy or download it again")
     try:
         _refuse_pieces(data, label)
-        with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
+        with _QUIET, Image.open(io.BytesIO(_without_exif(data)), formats=FORMATS) as image:  # reads the header only
             _refuse_bombs(image, data, label)
             box = data.box if isinstance(data, Part) else None
             scale = 1.0 if at_least is None else _drafted(image, at_least, box)
@@ -199,7 +199,7 @@ def remains(path: str | Path) -> Image.Image:
     data = load(path, name="the file")
     try:
         _refuse_pieces(data, "the file")
-        with _QUIET, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _QUIET, Image.open(io.BytesIO(_without_exif(data)), formats=FORMATS) as image:
             _refuse_bombs(image, data, "the file")
             try:
                 image.load()
@@ -315,38 +315,59 @@ def _refuse_pieces(data: bytes, label: str) -> None:
     Millions of them, each of a few bytes, take Pillow minutes and gigabytes before it knows the size of the image.
     """
     pieces = exifs = 0
+    exif = b""
     if data.startswith(b"\xff\xd8"):
         at = 2
         for marker, end in _segments(data):
             pieces += end - at - 1  # bytes between two segments are walked over one by one as well
             if marker == 0xDA or pieces > _MAX_PIECES:
                 break
-            exifs += marker == 0xE1 and data.startswith(b"Exif\0\0", end + 2)
             at = end + max(2, int.from_bytes(data[end : end + 2], "big"))
+            if marker == 0xE1 and data.startswith(b"Exif\0\0", end + 2):
+                exifs += 1
+                exif += data[end + 8 : at] if exifs <= _MAX_EXIF else b""
+            elif marker == 0xE2 and data.startswith(b"MPF\0", end + 2):
+                pieces += _tiff_values(data[end + 6 : at])
+        pieces += _tiff_values(exif)
     elif data.startswith(b"\x89PNG"):
         at = 8
         while at + 8 <= len(data) and pieces <= _MAX_PIECES:
             pieces += 1
             at += 12 + int.from_bytes(data[at : at + 4], "big")
     elif data.startswith((b"GIF87a", b"GIF89a")):
-        pieces = _gif_blocks(data)
+        pieces = 32 * _gif_blocks(data)  # comments are joined block by block
     elif data.startswith((b"II", b"MM")):
         pieces = _tiff_values(data)
     if pieces > _MAX_PIECES or exifs > _MAX_EXIF:
         raise ImageTooLarge(f"{label}: its header is in far more pieces than a photo's; open it and save it again")
 
 
+def _without_exif(data: bytes) -> bytes:
+    """An AVIF without its EXIF, which Pillow reads whole; how to turn it is said elsewhere (ISO/IEC 23008-12, ``irot``)."""
+    if data[4:8] != b"ftyp":
+        return data
+    parts, at = [], 0
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+        end = at + size if size >= 8 else len(data)
+        part = data[at:end]
+        parts.append(part if kind == b"mdat" else part.replace(b"Exif", b"free"))
+        at = end
+    return b"".join(parts)
+
+
 def _gif_blocks(data: bytes) -> int:
     """The number of blocks before a GIF's first frame, at most one more than are read."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     blocks = 0
-    while at < len(data) and data[at] not in b"\x2c\x3b" and blocks <= _MAX_PIECES:
+    while at < len(data) and data[at] not in b"\x2c\x3b" and 32 * blocks <= _MAX_PIECES:
         blocks += 1
         if data[at] != 0x21:  # skipped byte by byte
             at += 1
             continue
         at += 2
-        while at < len(data) and data[at] and blocks <= _MAX_PIECES:
+        while at < len(data) and data[at] and 32 * blocks <= _MAX_PIECES:
             blocks += 1
             at += 1 + data[at]
         at += 1
@@ -354,7 +375,10 @@ def _gif_blocks(data: bytes) -> int:
 
 
 def _tiff_values(data: bytes) -> int:
-    """The number of tags of a TIFF's first directory, and of their values: each becomes an object of Python's, or several."""
+    """The number of tags of a first directory of a TIFF, or of EXIF, and of their values: each becomes an object or several.
+
+    More than are read, too, where the tags lie over one another, so that together they are many times the file.
+    """
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     big = b"\x2b" in data[2:4]
     word, head, entry = (8, 8, 20) if big else (4, 2, 12)
@@ -364,11 +388,15 @@ def _tiff_values(data: bytes) -> int:
 
     start = number(8 if big else 4, word)
     tags = values = number(start, head)
+    held = 0
     for n in range(min(tags, _MAX_PIECES)):
         at = start + head + n * entry
-        count, size = number(at + 4, word), _TIFF_SIZES.get(number(at + 2, 2), 0)
-        values += count if count * size <= len(data) and size else 0  # what the file cannot hold is not read
-    return values
+        count, kind = number(at + 4, word), number(at + 2, 2)
+        size = _TIFF_SIZES.get(kind, 1)
+        if count * size <= len(data):  # what the file cannot hold is not read
+            held += count * size
+            values += count if kind in _TIFF_SIZES else 0
+    return values if held <= 4 * len(data) else _MAX_PIECES + 1
 
 
 def _refuse_bombs(image: Image.Image, data: bytes, label: str) -> None:
@@ -433,11 +461,7 @@ def _part(image: Image.Image, box: tuple[int, int, int, int], scale: float, labe
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     """A decoded image as plain RGB the right way up."""
-    try:
-        # After decoding: Pillow turns TIFFs by itself and clears the tag, and a PNG may keep its EXIF at the end.
-        turn = _TRANSPOSE.get(image.getexif().get(0x0112, 1))
-    except Exception:  # broken EXIF is no reason to refuse good pixels
-        turn = None
+    turn = _TRANSPOSE.get(_orientation(image))
     if image.mode.startswith("I") or image.mode == "F":
         rgb = Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     elif image.has_transparency_data:
@@ -449,6 +473,27 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     rgb = rgb.transpose(turn) if turn is not None else rgb
     rgb.info = {}  # comment, EXIF with GPS, XMP, profile: ``rgb`` is a copy by now, and forgets them
     return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a decoded image is to be turned: 1 to 8, by its EXIF, else 1 (TIFFs are turned by then).
+
+    Read here, since Pillow reads all other tags as well: of a file of 2 MB before Pillow 13 they took 5 GB and more.
+    """
+    exif = image.info.get("exif")
+    if image.format == "TIFF" or not isinstance(exif, bytes):
+        return 1
+    exif = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    start = number(4, 4)
+    for at in range(start + 2, start + 2 + 12 * min(number(start, 2), 1000), 12):
+        if number(at, 4) == (0x0112 | 3 << 16 if order == "little" else 0x0112 << 16 | 3):  # that tag, as a short
+            return number(at + 8, 2)
+    return 1
 
 
 def _to_8_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
