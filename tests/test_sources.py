@@ -419,6 +419,19 @@ def test_a_damaged_parquet_file_is_refused_by_row(tmp_path: Path):
         open_source(tmp_path / "t.parquet")
 
 
+def test_parquet_that_points_out_of_its_dictionary_is_refused(tmp_path: Path):
+    pq.write_table(pa.table({"id": ["1", "2"] * 4, "image": ["a.jpg"] * 8}), tmp_path / "t.parquet", compression="none")
+    whole = (tmp_path / "t.parquet").read_bytes()
+    refused = 0
+    for at in range(20, len(whole) // 3):
+        (tmp_path / "t.parquet").write_bytes(whole[:at] + bytes([whole[at] ^ 0x0F]) + whole[at + 1 :])
+        try:
+            open_source(tmp_path / "t.parquet")
+        except InputError as error:
+            refused += "t.parquet" in str(error)
+    assert refused
+
+
 FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "@SUM(A1)", "-2+3", "\t=1", "'=1", "''=1", "-", "-5", "'quoted'", "plain"]
 
 

@@ -269,6 +269,7 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
             # Texts as a dictionary: each different one is one object, however many rows have it.
             with pq.ParquetFile(path, read_dictionary=texts) as file:
                 for batch in file.iter_batches(1024):
+                    batch.validate(full=True)  # a damaged one may point out of its own dictionary
                     columns = [_values(column) for column in batch.columns]
                     for cells in zip(*columns, strict=True):
                         number += 1
