@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -140,7 +142,10 @@ class Writer:
         mine = {str(images.file_of(p)) for p in paths if p.is_relative_to(self.uploads)}
         if mine:
             with contextlib.suppress(CatalogError):  # then the next sweep finds them
-                mine -= {images.split(p)[0] for p in self.catalog.store.rows(["lk_path"])["lk_path"].to_pylist()}
+                # All rows at each write, hence without Python and its lock: searches go on meanwhile.
+                paths = self.catalog.store.rows(["lk_path"])["lk_path"]
+                files = pc.replace_substring_regex(paths, r"#xywh=[^/\\]*$", "")  # as images.split
+                mine -= set(files.filter(pc.is_in(files, pa.array(sorted(mine), files.type))).to_pylist())
                 for path in mine:
                     Path(path).unlink(missing_ok=True)
 
