@@ -791,7 +791,7 @@ async def stop(make: Callable[[], contextlib.AbstractContextManager[Server]], ro
 def aimed(port: int, key: str = KEY) -> Target:
     """At a server that is ready, with one of its products."""
     with urlopen(
-        Request(f"http://127.0.0.1:{port}/api/products?limit=1", headers={"X-API-Key": key}), timeout=30
+        Request(f"http://127.0.0.1:{port}/api/products?limit=1", headers={"X-API-Key": key}), timeout=120
     ) as answer:
         return Target(port, key, product=json.load(answer)["products"][0]["id"])
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -140,10 +142,12 @@ class Writer:
         mine = {file.name: file for file in map(images.file_of, paths) if file.is_relative_to(self.uploads)}
         if mine:
             with contextlib.suppress(CatalogError):  # then the next sweep finds them
-                # By their digests: rows of a catalog that was moved or is opened through a link have other paths.
-                paths = self.catalog.store.rows(["lk_path"])["lk_path"].to_pylist()
-                kept = {images.split(path)[0].replace("\\", "/").rpartition("/")[2] for path in paths}
-                for name in mine.keys() - kept:
+                # By their digests: rows of a catalog that was moved or is opened through a link have other paths. All rows
+                # at each write, hence without Python and its lock: searches go on meanwhile.
+                paths = self.catalog.store.rows(["lk_path"])["lk_path"]
+                names = pc.replace_substring_regex(paths, r"^.*[/\\]|#xywh=[^/\\]*$", "")  # as images.split
+                kept = names.filter(pc.is_in(names, pa.array(sorted(mine), names.type))).to_pylist()
+                for name in mine.keys() - set(kept):
                     mine[name].unlink(missing_ok=True)
 
     def _paths(self, ids: list[str]) -> dict[str, list[str]]:
