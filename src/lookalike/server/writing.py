@@ -145,7 +145,7 @@ class Writer:
                 # By their digests: rows of a catalog that was moved or is opened through a link have other paths. All rows
                 # at each write, hence without Python and its lock: searches go on meanwhile.
                 paths = self.catalog.store.rows(["lk_path"])["lk_path"]
-                names = pc.replace_substring_regex(paths, r"^.*[/\\]|#xywh=[^/\\]*$", "")  # as images.split
+                names = pc.replace_substring_regex(paths, r"(?s)^.*[/\\]|#xywh=[^/\\]*$", "")  # as images.split
                 kept = names.filter(pc.is_in(names, pa.array(sorted(mine), names.type))).to_pylist()
                 for name in mine.keys() - set(kept):
                     mine[name].unlink(missing_ok=True)
