@@ -142,6 +142,28 @@ def test_a_newer_version_is_seen_and_the_old_snapshot_stays_whole(catalog: looka
     assert old.product("p00") == 0
 
 
+def test_a_version_that_is_cleaned_up_before_it_is_read_is_passed_over(
+    catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+):
+    """By a writer whose clock is ahead. Where the latest version itself cannot be read, that is told."""
+    other, real, gone = lookalike.open(catalog.store.directory), type(catalog.store).dataset, ["p00", "p01"]
+    catalog.snapshot()
+
+    def dataset(store: object, version: int = 0) -> object:
+        if gone and store is catalog.store:
+            other.remove(gone.pop())
+            raise CatalogError("the version that was being read has been cleaned up meanwhile; try again")
+        return real(store, version)
+
+    other.remove("p02")
+    monkeypatch.setattr(type(catalog.store), "dataset", dataset)
+    assert len(catalog.snapshot()) == 9
+    other.remove("p03")
+    monkeypatch.setattr(type(catalog.store), "dataset", lambda *a: (_ for _ in ()).throw(CatalogError("damaged")))
+    with pytest.raises(CatalogError, match="damaged"):
+        catalog.snapshot()
+
+
 def test_an_empty_catalog_answers_nothing(tmp_path: Path, catalog: lookalike.Catalog):
     catalog.remove(*catalog.snapshot().ids)
     assert catalog.search("red") == ()

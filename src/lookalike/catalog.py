@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,9 @@ log = logging.getLogger("lookalike")
 
 EXPORTED = 50_000
 """Rows that are written at once."""
+
+READS = 20
+"""How often the latest version is looked for while it is cleaned up before it is read."""
 
 
 class Catalog:
@@ -80,11 +84,9 @@ class Catalog:
         current = self._snapshot
         if current is not None and (not refresh or self._is_latest(current)):
             return current
-        from lookalike.snapshot import Snapshot
-
         with self._loading:
             if self._snapshot is None or not self._is_latest(self._snapshot):
-                fresh = Snapshot(self.store, self._snapshot)
+                fresh = self._latest()
                 made_by = fresh.manifest.encoder_id if fresh.manifest else None
                 if made_by and self._encoder is not None and self._encoder.id != made_by:
                     self._encoder = None  # another catalog was put in the place of the one that was opened
@@ -92,6 +94,20 @@ class Catalog:
                         self._wanted = fresh.manifest.encoder if fresh.manifest else self._wanted
                 self._snapshot = fresh
             return self._snapshot
+
+    def _latest(self) -> Snapshot:
+        """The latest version, read; the next one where a writer whose clock is ahead has cleaned that up meanwhile."""
+        from lookalike.snapshot import Snapshot
+
+        for _ in range(READS):
+            tried = self.store.stamp()[0]
+            try:
+                return Snapshot(self.store, self._snapshot)
+            except CatalogError:
+                if self.store.version() == tried:
+                    raise
+                time.sleep(0.1)
+        return Snapshot(self.store, self._snapshot)
 
     @property
     def loaded(self) -> bool:
