@@ -168,7 +168,7 @@ def test_nothing_is_written_where_nothing_is_gained(table: Path, base: Path, tmp
 
 
 def test_too_little_and_the_wrong_model_are_refused(table: Path, tmp_path: Path):
-    few = write_csv(tmp_path / "few.csv", [{"id": 1, "image": str(table.parent / "1.png"), "title": "x"}])
+    few = write_csv(table.parent / "few.csv", [{"id": 1, "image": "1.png", "title": "x"}])
     arguments = ["train", "adapt", str(few), "--out", str(tmp_path / "new"), "--work", str(tmp_path / "work")]
     done = CliRunner().invoke(app, arguments)
     assert isinstance(done.exception, InputError)

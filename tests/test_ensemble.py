@@ -35,6 +35,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [draw(root / f"{c}-{k}-{n}.png", c, k, n) for n in range(12) for k in KINDS for c in COLOURS]
 
 
+@pytest.fixture(autouse=True)
+def _allowed(files: list[Path], monkeypatch: pytest.MonkeyPatch):
+    """The tests' tables name photos that lie elsewhere."""
+    monkeypatch.setenv("LOOKALIKE_PHOTOS", str(files[0].parent))
+
+
 @pytest.fixture
 def shop(files: list[Path], tmp_path: Path) -> Path:
     """144 drawn products; the label that an ensemble is fitted to is the colour."""

@@ -29,6 +29,7 @@ from lookalike.types import Query
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (extra dev)")
 expect = playwright.expect
+expect.set_options(timeout=15_000)  # another process of tests has the other core
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH: apt-get install chromium"),
