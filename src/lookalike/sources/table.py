@@ -269,7 +269,6 @@ def _parquet(path: Path) -> tuple[list[str], Rows]:
             # Texts as a dictionary: each different one is one object, however many rows have it.
             with pq.ParquetFile(path, read_dictionary=texts) as file:
                 for batch in file.iter_batches(1024):
-                    batch.validate(full=True)  # a damaged one may point out of its own dictionary
                     columns = [_values(column) for column in batch.columns]
                     for cells in zip(*columns, strict=True):
                         number += 1
@@ -285,6 +284,7 @@ def _values(array: Any) -> list[Any]:
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type):
+        array.validate(full=True)  # a damaged file may point out of its own dictionary
         words = [*_values(array.dictionary), None]
         return [words[n] for n in array.indices.fill_null(len(words) - 1).to_pylist()]
     if pa.types.is_timestamp(array.type) and array.type.unit == "ns":
