@@ -179,6 +179,25 @@ def test_what_is_no_http_is_told_so_with_an_id_that_the_log_has(
         assert b'lookalike_requests_total{method="OTHER",route="none",status="400"} 2.0' in metrics
 
 
+def test_who_is_refused_while_sending_gets_to_read_why(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
+    body = b"x" * 5_000_000
+    with live(catalog) as (port, _):
+        for path, more, status in (
+            ("/api/search", "X-API-Key: wrong\r\nContent-Length: 5000000\r\n", b" 401 "),
+            ("/nowhere", "Content-Length: 5000000\r\n", b" 404 "),
+            ("/nowhere", "Transfer-Encoding: chunked\r\n", b" 400 "),  # in the middle of a body that is no chunks
+        ):
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n".encode()
+            answer = rest(connected(port, head + body))  # all of it is taken, and thrown away
+            assert status in answer and b"request_id" in answer
+        monkeypatch.setattr(protocol, "CLOSE_SECONDS", 0.3)
+        endless = connected(port, head.replace(b"chunked", b"chunked\r\nContent-Length: 5"))
+        with pytest.raises(OSError):
+            while True:
+                endless.sendall(body)
+        endless.close()
+
+
 def test_a_request_cannot_hide_in_another(catalog: lookalike.Catalog):
     hidden = ask("GET", "/healthz")
     with live(catalog) as (port, _):

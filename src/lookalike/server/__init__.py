@@ -44,6 +44,8 @@ def listen(host: str, port: int, keys: object) -> Iterator[sockets.socket]:
     bound = sockets.socket(family, sockets.SOCK_STREAM, sockets.IPPROTO_TCP)
     with contextlib.closing(bound):
         bound.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
+        # Of each connection; by itself the kernel would buffer megabytes for whoever asks and does not read.
+        bound.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, 256 * 2**10)
         try:
             bound.bind(address)
             bound.listen(2048)  # from here on the port is taken; whoever asks early waits for the answer

@@ -17,7 +17,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -89,6 +89,39 @@ class _Chunks(h11.Connection):
         return event
 
 
+class _Lingering:
+    """A transport that, told to close while a body is still coming, says so and throws the rest of it away for a while.
+
+    Closed at once, it would be reset, and the client could lose the refusal that it was just sent.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: Bounded):
+        self._transport, self._protocol = transport, protocol
+        self._over = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """As ``asyncio.Transport.is_closing``."""
+        return self._over or self._transport.is_closing()
+
+    def close(self) -> None:
+        """As ``asyncio.Transport.close``, but for what the class says."""
+        if self.is_closing():
+            return
+        if not self._protocol.is_sent_to():
+            self._transport.close()
+            return
+        self._over = True
+        try:
+            self._transport.write_eof()
+            self._protocol.flow.resume_reading()
+            self._protocol.loop.call_later(CLOSE_SECONDS, self._transport.abort)
+        except OSError:  # the client has gone, and we were not told yet
+            self._transport.abort()
+
+
 class Bounded(H11Protocol):
     """One connection. Class attributes are those of the whole server: there is one in a process."""
 
@@ -103,7 +136,11 @@ class Bounded(H11Protocol):
         self._unsent = 0  # bytes of an answer that wait for their reader
         self._head, self._tail = 0, b""  # bytes of a head so far, and the last of them
         self._since = 0.0
-        self._over = False
+        self._refused = False
+
+    def is_sent_to(self) -> bool:
+        """Whether the client may still be sending: a body, or what was refused."""
+        return self._refused or self.conn.their_state is h11.SEND_BODY
 
     @property
     def idle(self) -> bool:
@@ -113,6 +150,7 @@ class Bounded(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As ``asyncio.Protocol``: count, and make room where there is none."""
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _Lingering(transport, self))
         transport.set_write_buffer_limits(0)  # told of whatever the kernel does not take at once
         self._since = self.loop.time()
         self._await_head()
@@ -128,7 +166,7 @@ class Bounded(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """As ``asyncio.Protocol``: heads are measured before h11 parses them."""
-        if self._over:
+        if self.transport.is_closing():
             return
         refused = self.idle and self.conn.their_state is h11.SEND_BODY  # the rest of a body that nobody wants
         if self.idle and self._timer is None:
@@ -176,9 +214,8 @@ class Bounded(H11Protocol):
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer outside of any request, and close. Nothing can be said in the middle of another answer."""
-        if self._over or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        self._over = True
         self._still()
         self._unset_keepalive_if_required()
         identity = uuid.uuid4().hex
@@ -197,14 +234,8 @@ class Bounded(H11Protocol):
         if not self.idle:
             self.cycle.disconnected = True  # whoever works for it is told so, and writes nothing more
             self.cycle.message_event.set()
-        if status == 503:
-            self.transport.close()
-            return
-        try:
-            self.transport.write_eof()
-            self._timer = self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
-        except OSError:  # the client has gone, and we were not told yet
-            self.transport.abort()
+        self._refused = status != 503  # there is no room for them to linger in
+        self.transport.close()
 
     def _await_head(self, seconds: float = 0.0) -> None:
         self._head, self._tail = 0, b""

@@ -194,6 +194,8 @@ class Guard:
             return message
 
         try:
+            if works and self.inside >= self.queue:
+                raise self._full()  # before the body is read, which is half of the work
             if whole:
                 enter()
             if works and not await self.begun():
