@@ -443,7 +443,7 @@ def _plot(cells: list[dict[str, Any]], file: Path) -> Path | None:
             axis.set_xlabel("milliseconds, p50")
             axis.set_ylabel(f"recall@{K}")
             axis.grid(alpha=0.25)
-    axes[0][0].legend(frameon=False)
+    axes[0][0].legend(frameon=False, loc="lower right")  # looking for the best place takes seconds
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -34,7 +34,7 @@ def curves(history: list[dict[str, float]], best: int, file: Path) -> None:
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
-    axes[0][0].legend(frameon=False)
+    axes[0][0].legend(frameon=False, loc="upper right")
     _save(figure, file)
 
 
@@ -81,7 +81,7 @@ def distances(same: NDArray[Any], other: NDArray[Any], file: Path) -> None:
             axis.hist(pairs, 40, (0, 2), density=some, alpha=0.6, color=_INK[ink], label=what)
         axis.set_title(title)
         axis.set_xlabel("distance of held-out pairs")
-    axes[0][0].legend(frameon=False)
+    axes[0][0].legend(frameon=False, loc="upper right")
     _save(figure, file)
 
 
@@ -93,7 +93,7 @@ def interpolation(tried: list[dict[str, float]], file: Path) -> None:
     axis.set_xlabel("share of the new weights")
     axis.set_ylabel("titles found in 10")
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower left")
     _save(figure, file)
 
 
