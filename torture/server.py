@@ -640,7 +640,10 @@ async def idle(target: Target, server: Server, count: int, seconds: float) -> di
 
 
 async def slow(target: Target, count: int, limit: float) -> dict[str, Any]:
-    """Heads and bodies by drops, and readers by sips, beside ordinary searches: each is cut off within ``limit`` seconds."""
+    """Heads and bodies by drops, and readers by sips, beside ordinary searches: each is cut off within ``limit`` seconds.
+
+    When a reader was let go, the server tells (``/metrics``): on the client's side its kernel still has an answer to sip at.
+    """
     before = told(await searches(target, 3))
     head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     body = request(target, "POST", "/api/search", b"x" * 100_000, "application/json")[:-99_000]
@@ -679,10 +682,22 @@ async def slow(target: Target, count: int, limit: float) -> dict[str, Any]:
                     await asyncio.sleep(1)
         finally:
             plain.close()
-        gone["reader"].append(time.monotonic() - start)
+
+    async def let_go() -> None:
+        start, asked = time.monotonic(), request(target, "GET", "/metrics")
+        before = None
+        while len(gone["reader"]) < count // 5 and time.monotonic() - start < limit + 5:
+            said = (await exchange(target, asked, 10)).raw
+            found = re.search(rb'lookalike_connections_cut_total\{why="slow reader"\} (\d+)', said)
+            now = int(found[1]) if found else 0
+            before = now if before is None else before
+            gone["reader"] += [time.monotonic() - start] * (now - before - len(gone["reader"]))
+            await asyncio.sleep(1)
+        gone["reader"] += [time.monotonic() - start] * (count // 5 - len(gone["reader"]))
 
     crowd = asyncio.gather(
-        *(drops("head", head) for _ in range(count)), *(drops("body", body) for _ in range(count)), *(sips() for _ in range(count // 5))
+        *(drops("head", head) for _ in range(count)), *(drops("body", body) for _ in range(count)), *(sips() for _ in range(count // 5)),
+        let_go(),
     )  # fmt: skip
     during = told(await searches(target, min(limit, 20), 0.2))
     await crowd

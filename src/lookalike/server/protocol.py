@@ -102,6 +102,11 @@ class _Lingering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        """As ``asyncio.Transport.write``, counted."""
+        self._protocol.written += len(data)
+        self._transport.write(data)
+
     def is_closing(self) -> bool:
         """As ``asyncio.Transport.is_closing``."""
         return self._over or self._transport.is_closing()
@@ -133,7 +138,7 @@ class Bounded(H11Protocol):
         self.conn = _Chunks(h11.SERVER, 2 * MAX_HEAD)  # of what it has not understood; whole heads are bounded here
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        self._unsent = 0  # bytes of an answer that wait for their reader
+        self.written = self._taken = 0  # bytes of answers, and those of them that the client had when last looked at
         self._head, self._tail = 0, b""  # bytes of a head so far, and the last of them
         self._since = 0.0
         self._refused = False
@@ -195,18 +200,11 @@ class Bounded(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """As ``asyncio.Protocol``: bytes wait for the client to take them."""
+        """As ``asyncio.Protocol``: bytes wait for the client. That the kernel takes them ends no watch."""
         super().pause_writing()
-        self._unsent = self._left()
         if self._writing is None:
+            self._taken = self.written - self._left()
             self._writing = self.loop.call_later(STALL_SECONDS, self._stalled)
-
-    def resume_writing(self) -> None:
-        """As ``asyncio.Protocol``: all were taken."""
-        super().resume_writing()
-        if self._writing is not None:
-            self._writing.cancel()
-            self._writing = None
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn's, for what is no HTTP: as a problem document."""
@@ -256,12 +254,15 @@ class Bounded(H11Protocol):
     def _stalled(self) -> None:
         self._writing = None
         left = self._left()
-        if self._unsent - left < STALL_BYTES:
+        if not left:
+            return
+        taken = self.written - left
+        if taken - self._taken < STALL_BYTES:
             if self.meter is not None:
                 self.meter.cut.labels("slow reader").inc()
             self.transport.abort()
         else:
-            self._unsent = left
+            self._taken = taken
             self._writing = self.loop.call_later(STALL_SECONDS, self._stalled)
 
     def _left(self) -> int:
