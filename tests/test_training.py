@@ -13,7 +13,7 @@ from conftest import COLOURS, KINDS, draw
 pytest.importorskip("torch", reason="needs torch: pip install torch==2.13.0, then the extra train")
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from lookalike import encoders
@@ -125,13 +125,78 @@ def test_a_run_may_begin_with_the_weights_of_another(packed: data.FashionData, t
     save_file({k: v.contiguous() for k, v in first.average.state_dict().items()}, file)
     second = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, TINY)
     second.begin(None)
-    second.start_from(file)
+    second.start_from([file])
     for net in (second.model, second.average):
         assert torch.equal(net.photo.project.weight, first.average.photo.project.weight)
     other = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, builtin.Options(**{**vars(TINY), "dim": 8}))
     other.begin(None)
     with pytest.raises(InputError, match="not the weights of such a run"):
-        other.start_from(file)
+        other.start_from([file])
+
+
+def test_a_run_may_begin_with_the_mean_of_others(packed: data.FashionData, tmp_path: Path):
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    tokenizer = pretrained.tokenizer_of(WORDS)
+    starts = []
+    for seed in (1, 2):
+        run = builtin.Run(packed, tokenizer, table, builtin.Options(**{**vars(TINY), "seed": seed}))
+        run.begin(None)
+        run.average.photo.layers[-1].norm.running_mean.fill_(99.0)  # as no photo gives it
+        starts.append(tmp_path / f"{seed}.safetensors")
+        save_file({k: v.contiguous() for k, v in run.average.state_dict().items()}, starts[-1])
+    first, second = (load_file(start) for start in starts)
+    soup = builtin.Run(packed, tokenizer, table, TINY)
+    soup.begin(None)
+    soup.start_from(starts)
+    for net in (soup.model, soup.average):
+        for name in ("photo.project.weight", "photo.layers.9.conv.weight", "text.qkv.weight", "heads.gender.bias"):
+            assert torch.allclose(net.state_dict()[name], (first[name] + second[name]) / 2)
+        assert net.photo.layers[-1].norm.running_mean.abs().max() < 9  # measured, not averaged
+    (tmp_path / "encoder").mkdir()
+    with pytest.raises(InputError, match="files or directories, not both"):
+        soup.start_from([starts[0], tmp_path / "encoder"])
+
+
+def test_a_run_may_begin_with_an_exported_encoder(packed: data.FashionData, tmp_path: Path):
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    tokenizer = pretrained.tokenizer_of(WORDS)
+    run = builtin.Run(packed, tokenizer, table, builtin.Options(**{**vars(TINY), "epochs": 12}))
+    file = builtin.train(run, tmp_path)
+    builtin.ship(run, file, tmp_path / "out", tokenizer, quantise=False)
+    again = builtin.Run(packed, tokenizer, table, TINY)
+    again.begin(None)
+    again.start_from([tmp_path / "out"])
+    rows = np.flatnonzero(packed.split == 0)
+    apart = (run.vectors(rows) * again.vectors(rows)).sum(1)
+    assert apart.mean() > 0.9  # batch normalisation is measured on other views of them
+    said = builtin.padded([[2, 3, 4]])
+    assert torch.allclose(again.average.text(said), run.average.text(said), atol=0.02)
+    assert torch.equal(again.model.text.table, run.model.text.table)
+
+
+def test_the_bank_is_every_product_of_the_training_split(packed: data.FashionData):
+    table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
+    options = builtin.Options(**{**vars(TINY), "bank_weight": 0.5, "epochs": 9})
+    run = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, options)
+    run.begin(None)
+    per_epoch = len(run.train_rows) // options.batch
+    parts = [run.advance(rows) for _, rows in builtin.batches(packed, options, 0)]
+    assert ["bank" in p for p in parts] == [step >= 2 * per_epoch for step in range(len(parts))]
+    assert torch.allclose(run.bank.titles.norm(dim=1), torch.ones(len(run.train_rows)), atol=1e-4)
+    # By hand, for two photos among all titles and two titles among all photos.
+    rows = run.train_rows[:2]
+    run.step += per_epoch - run.step % per_epoch + 1  # not a step that renews the titles
+    photos, titles = run.bank.photos[:2].clone() * 1.0, run.bank.titles[:2].clone()
+    found = run._among_all(rows, photos, titles, torch.tensor(20.0))["bank"].item()
+    total = 0.0
+    for asked, among in ((photos, run.bank.titles), (titles, run.bank.photos)):
+        logits = (20 * asked @ among.T).double()
+        for n, row in enumerate(rows):
+            right = torch.from_numpy((run.titles[run.train_rows] == run.titles[row]).astype(float))
+            right *= among.any(1)
+            logits[n, ~among.any(1)] = -1e4
+            total -= float((logits[n].log_softmax(0) * right / right.sum()).sum()) / 2
+    assert found == pytest.approx(total / 2 * 0.5, rel=1e-3)
 
 
 def test_calibration_keeps_what_the_folded_weights_computed():

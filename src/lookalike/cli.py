@@ -736,8 +736,8 @@ def train_builtin(
         str, typer.Option(help="Hub id or directory of MiniLM.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     start: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="final.safetensors of an earlier run, to begin with its weights."),
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="final.safetensors or encoder of an earlier run, to begin with; of several, their mean."),
     ] = None,
     work: Annotated[Path, typer.Option(help="Packed photos, checkpoint, log; a second run goes on from here.")] = Path(
         "work"
@@ -757,7 +757,7 @@ def train_builtin(
         ground_truth,
         mobilenet,
         minilm,
-        start,
+        start or [],
         work,
         out,
         builtin.options_from(set_ or []),

@@ -12,7 +12,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ class Options:
     street: int = 48
     street_weight: float = 0.3
     pairs_weight: float = 0.0
+    bank_weight: float = 0.0
     strength: float = 1.0
     word_drop: float = 0.12
     polish: int = 1500
@@ -115,6 +116,20 @@ class Towers(nn.Module):
         self.text = TextTower(table, options.dim)
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.heads = nn.ModuleDict({h: nn.Linear(self.photo.features, len(names[h])) for h in HEADS})
+
+
+class Bank(nn.Module):
+    """What was last said of each training product, for a loss that sees the whole catalogue (Wang et al. 2020,
+    https://arxiv.org/abs/1912.06798): unit vectors of photos, as the batches brought them, and of whole titles (n, dim).
+    """
+
+    photos: Tensor
+    titles: Tensor
+
+    def __init__(self, n: int, dim: int):
+        super().__init__()
+        self.register_buffer("photos", torch.zeros(n, dim))
+        self.register_buffer("titles", torch.zeros(n, dim))
 
 
 class Texts:
@@ -200,11 +215,17 @@ def augment(photos: Tensor, size: tuple[int, int], rng: torch.Generator, strengt
     return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
 
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Unit vectors (n, d) and (m, d) → (n, m); float32 also under autocast: scaled, 8 bits of mantissa are steps of .25."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T
+
+
 def contrast(photos: Tensor, texts: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
     """InfoNCE both ways over unit vectors (n, d), those of equal ``keys`` (n,) being positives."""
     same = (keys[:, None] == keys[None, :]).float()
     target = same / same.sum(1, keepdim=True)
-    logits = scale * photos @ texts.T
+    logits = scale * cosines(photos, texts)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -213,7 +234,7 @@ def pull(vectors: Tensor, keys: Tensor, temperature: float = 0.1) -> Tensor:
     himself = torch.eye(len(keys), dtype=torch.bool, device=keys.device)
     same = (keys[:, None] == keys[None, :]) & ~himself
     paired = same.any(1)
-    logits = (vectors @ vectors.T / temperature).masked_fill(himself, -1e4)[paired]
+    logits = (cosines(vectors, vectors) / temperature).masked_fill(himself, -1e4)[paired]
     target = same[paired].float()
     return F.cross_entropy(logits, target / target.sum(1, keepdim=True)) if len(logits) else vectors.sum() * 0
 
@@ -250,6 +271,8 @@ class Run:
         self.step = 0
         ids: dict[str, int] = {}
         self.titles = np.array([ids.setdefault(t.lower(), len(ids)) for t in data.titles])
+        self.train_rows = np.flatnonzero(data.split == 0)
+        self.bank = Bank(len(self.train_rows) if options.bank_weight else 0, options.dim).to(self.device)
 
     def begin(self, start: Callable[[PhotoTower], None] | None) -> None:
         """Load the starting weights (``start``), calibrate, and make the average and the optimiser."""
@@ -294,6 +317,8 @@ class Run:
         titles = model.text(padded([self.texts.title(r, rng) for r in rows]).to(self.device))
         keys = torch.from_numpy(self.titles[rows]).to(self.device)
         parts = {"title": contrast(vectors, titles, keys, temperature) * o.title_weight}
+        if o.bank_weight:
+            parts |= self._among_all(rows, vectors, titles, temperature)
 
         chosen = MIXES[rng.choice(len(MIXES), p=[share for _, share in MIXES])][0]
         labels = data.labels[rows]
@@ -325,6 +350,36 @@ class Run:
             start=torch.zeros((), device=self.device),
         )
         return sum(parts.values(), start=torch.zeros((), device=self.device)), {k: v.item() for k, v in parts.items()}
+
+    def _among_all(
+        self, rows: NDArray[np.int64], photos: Tensor, titles: Tensor, temperature: Tensor
+    ) -> dict[str, Tensor]:
+        """The title loss against every product of the training split, once all have been seen; keeps what this batch says."""
+        per_epoch = max(1, len(self.train_rows) // self.options.batch)
+        parts = {}
+        if (
+            self.step >= 2 * per_epoch
+        ):  # an epoch leaves out what fills no batch, another one in all likelihood does not
+            if self.step % max(1, per_epoch // 2) == 0 or not self.bank.titles.any():
+                self.bank.titles.copy_(self._whole_titles())
+            same = torch.from_numpy(self.titles[rows][:, None] == self.titles[self.train_rows][None, :]).to(self.device)
+            seen = self.bank.photos.any(1)
+            target = same.float() / same.sum(1, keepdim=True)
+            found = F.cross_entropy(temperature * cosines(photos, self.bank.titles), target)
+            same = same & seen
+            # A clone: what the loss was taken over must stay until it has been led back.
+            logits = (temperature * cosines(titles, self.bank.photos.clone())).masked_fill(~seen, -1e4)
+            found = found + F.cross_entropy(logits, same.float() / same.sum(1, keepdim=True).clamp(min=1))
+            parts["bank"] = found / 2 * self.options.bank_weight
+        self.bank.photos[np.searchsorted(self.train_rows, rows)] = photos.detach()
+        return parts
+
+    @torch.no_grad()
+    def _whole_titles(self) -> Tensor:
+        """What the averaged text tower says of the training split's titles (n, dim)."""
+        said = [[t for w in self.texts.words(self.data.titles[r]) for t in w] for r in self.train_rows]
+        parts = np.array_split(np.arange(len(said)), len(said) // 1024 + 1)
+        return torch.cat([self.average.text(padded([said[n] for n in part]).to(self.device)) for part in parts])
 
     def _street_rows(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Photos by people for one step; those for measuring are never among them."""
@@ -405,6 +460,11 @@ class Run:
         photos = torch.from_numpy((self.data.photos if source is None else source)[rows]).to(device or self.device)
         return ((photos.permute(0, 3, 1, 2).float() - 128) / 128).contiguous(memory_format=torch.channels_last)
 
+    def _nets(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "average": self.average} | (
+            {"bank": self.bank} if self.options.bank_weight else {}
+        )
+
     def save(self, file: Path) -> None:
         """Everything that a later process needs to go on, in one safetensors file, replaced whole."""
         meta = {
@@ -412,20 +472,81 @@ class Run:
             "options": json.dumps(asdict(self.options)),
             "names": json.dumps(self.data.names),
         }
-        checkpoint.save(file, {"model": self.model, "average": self.average}, self.optimiser, meta)
+        checkpoint.save(file, self._nets(), self.optimiser, meta)
 
-    def start_from(self, file: Path) -> None:
-        """Begin with the weights that an earlier run ended with (its ``final.safetensors``), heads included.
+    def start_from(self, starts: Sequence[Path]) -> None:
+        """Begin with what earlier runs ended with; the mean of their weights where there are several.
+
+        Runs that began with the same weights stay near enough to each other for their mean to be better than each (model
+        soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). The mean's batch normalisation is measured anew.
+
+        Args:
+            starts: the runs' ``final.safetensors``; or the directories of the encoders that they made, whose heads are new.
 
         Raises:
-            InputError: the file is damaged, or of towers of another shape.
+            InputError: one is damaged, or of towers of another shape.
         """
-        tensors, _ = checkpoint.read(file, self.device)
+        exported = [start.is_dir() for start in starts]
+        if any(exported) and not all(exported):
+            raise InputError(f"{', '.join(map(str, starts))}: give --start files or directories, not both")
+        for start in starts:  # each alone first: what is wrong is said of the file that has it
+            self._load([start])
+        if len(starts) > 1:
+            self._load(starts)
+        if len(starts) > 1 or exported[0]:
+            self._settle(exported[0])
+
+    def _load(self, starts: Sequence[Path]) -> None:
+        """The mean of the weights of ``starts`` into the model and its average."""
+        states = [
+            self._exported(start) if start.is_dir() else checkpoint.read(start, self.device)[0] for start in starts
+        ]
+        mean = {
+            k: sum(s[k] for s in states) / len(states) if v.dtype.is_floating_point else v for k, v in states[0].items()
+        }
         for net in (self.model, self.average):
             try:
-                net.load_state_dict(tensors)
+                net.load_state_dict((net.state_dict() if starts[0].is_dir() else {}) | mean)
             except RuntimeError as error:
-                raise InputError(f"{file}: not the weights of such a run ({str(error).splitlines()[0]})") from error
+                reason = str(error).splitlines()[0]
+                raise InputError(f"{starts[-1]}: not the weights of such a run ({reason})") from error
+
+    def _exported(self, directory: Path) -> dict[str, Tensor]:
+        """The towers of an encoder's directory by this run's names; batch normalisation takes the folded biases."""
+        from lookalike.training.adapt import load_towers
+
+        photo, text = load_towers(directory)
+        state = {f"photo.{k}": v for k, v in photo.state_dict().items()}
+        ours = self.model.state_dict()
+        for name in [k for k in state if k not in ours]:
+            state[name.replace("conv.bias", "norm.bias")] = state.pop(name)
+        state |= {f"text.{k}": v for k, v in text.state_dict().items()}
+        # What is exported as one table is the fixed one and what was learnt.
+        table, both = ours["text.table"].cpu(), state["text.table"]
+        if table.shape == both.shape:
+            state |= {"text.delta": both - table, "text.table": table}
+        return {k: v.to(self.device) for k, v in state.items()}
+
+    @torch.no_grad()
+    def _settle(self, folded: bool) -> None:
+        """Measure batch normalisation's means and variances on training photos, for weights that no run has been through."""
+        rows = np.flatnonzero(self.data.split == 0)
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:4096])
+        net = self.model.photo
+        if folded:
+            net.calibrate(self._pixels(rows[:: max(1, len(rows) // 256)]))
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+        self.model.train()
+        for n, part in enumerate(np.array_split(rows, max(1, len(rows) // self.options.batch))):
+            photos = torch.from_numpy(self.data.photos[part]).to(self.device)
+            size = (self.options.height, self.options.width)
+            net.pooled(augment(photos, size, torch.Generator().manual_seed(n), self.options.strength))
+        for norm in norms:
+            norm.momentum = 0.1
+        self.average.load_state_dict(self.model.state_dict())
 
     def resume(self, file: Path) -> None:
         """Go on from ``file``.
@@ -436,7 +557,7 @@ class Run:
         tensors, meta = checkpoint.read(file, self.device)
         if json.loads(meta["options"]) != asdict(self.options) or json.loads(meta["names"]) != self.data.names:
             raise InputError(f"{file}: a checkpoint of other options or data; remove it, or give another --work")
-        checkpoint.restore(tensors, {"model": self.model, "average": self.average}, self.optimiser)
+        checkpoint.restore(tensors, self._nets(), self.optimiser)
         self.step = int(meta["step"])
 
 
@@ -450,7 +571,7 @@ def train(
     run: Run,
     work: Path,
     start: Callable[[PhotoTower], None] | None = None,
-    earlier: Path | None = None,
+    earlier: Sequence[Path] = (),
     save_every: float = 300.0,
     log: Callable[[str], None] = print,
 ) -> Path:
@@ -501,7 +622,7 @@ def options_from(pairs: list[str]) -> Options:
 
 def main(
     data: Path, large: Path | None, street: Path | None, ground_truth: Path, mobilenet: Path, minilm: str,
-    earlier: Path | None, work: Path, out: Path, options: Options, quantise: bool, log: Callable[[str], None],
+    earlier: Sequence[Path], work: Path, out: Path, options: Options, quantise: bool, log: Callable[[str], None],
 ) -> None:  # fmt: skip
     """From the raw data to the files that ship; a second call with the same ``work`` goes on where the first was.
 

@@ -177,4 +177,4 @@ class TextTower(nn.Module):
         count = mask.sum(1).clamp(min=1)
         attended = (self.norm3(x) * mask).sum(1) / count
         bag = (words * mask).sum(1) / count
-        return F.normalize(self.project(attended) + self.bag(bag), dim=-1)
+        return F.normalize((self.project(attended) + self.bag(bag)).float(), dim=-1)
