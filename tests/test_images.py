@@ -300,9 +300,9 @@ def test_reduced_decoding_is_faster_and_looks_the_same():
     for at_least in (None, 300):
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             image = images.read(data, at_least=at_least)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         best[at_least] = (min(times), image)
     assert best[300][1].size == (400, 300)
     assert best[300][0] < best[None][0] * 0.7
@@ -329,11 +329,11 @@ def peak_of(function):
     """The most bytes of Python's that were held while ``function`` ran, growth of the process, and seconds."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         function()
     finally:
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     kilo = 1 if sys.platform == "darwin" else 1024
@@ -418,10 +418,10 @@ def test_a_jpeg_of_thousands_of_empty_scans_is_refused():
     data = encode(Image.new("L", (3000, 3000), 128), "JPEG", progressive=True)
     scan = data[data.rfind(b"\xff\xda") : -2]
     bomb = data[:-2] + scan * 5000 + b"\xff\xd9"
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageTooLarge, match="scans"):
         images.read(bomb)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     hidden = data[:-2] + (b"\xff\x01\xff\xf0" + scan * 1000) * 5 + b"\xff\xd9"  # behind a marker without a length
     with pytest.raises(ImageTooLarge, match="scans"):
         images.read(hidden)

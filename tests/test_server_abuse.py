@@ -265,10 +265,10 @@ def test_the_rest_of_a_refused_body_may_take_its_time(catalog: lookalike.Catalog
         sent.sendall(b"POST /api/tag HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\nx")
         start = time.monotonic()
         with sent, contextlib.suppress(ConnectionError):
-            for _ in range(60):
+            for _ in range(200):
                 time.sleep(0.05)
                 sent.sendall(b"x")
-        assert time.monotonic() - start < 2.5  # but not for ever
+        assert time.monotonic() - start < 8  # but not for ever
 
 
 def test_idle_connections_make_room_and_busy_ones_do_not(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):

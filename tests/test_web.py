@@ -484,7 +484,7 @@ def test_slow_answers_end_at_the_deadline(shop: Shop, where: str):
     start = time.monotonic()
     with pytest.raises(FetchError, match="takes too long"):
         fetch(shop.at("/slow"), allow_hosts=shop.allow, seconds=1)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 6
 
 
 def test_a_server_that_says_nothing_is_left(shop: Shop, monkeypatch: pytest.MonkeyPatch):
@@ -704,7 +704,7 @@ def test_an_interrupt_does_not_wait_for_slow_servers(shop: Shop, photo: bytes, t
     start = time.monotonic()
     with pytest.raises(FetchError):
         client.file(shop.at("/slow.jpg"))
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 6
 
 
 def test_a_source_at_an_address_is_read_with_photos_relative_to_it_and_none_of_this_machine(

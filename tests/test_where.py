@@ -546,10 +546,10 @@ def test_columns_that_differ_in_case_alone():
     ],
 )
 def test_attacks_are_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UsageError) as caught:
         where.parse(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert len(str(caught.value)) < 500
     assert "\x1b" not in str(caught.value) and "\0" not in str(caught.value)
 
@@ -588,9 +588,9 @@ def test_patterns_made_to_take_long_do_not():
     table = pa.table({"t": ["".join(draw.choices("ab", k=60)) for _ in range(20_000)] + ["a" * 4000] * 50})
     blow_up = "%a" + "_" * 8 + "c"
     for pattern in ("%a" * 100, "%a%b" * 50, "%" * 200, "_" * 200, "ΐ" * 66, "%日" * 100, blow_up, "_" * 90 + "%a"):
-        start = time.perf_counter()
+        start = time.process_time()
         where.mask(where.parse(f"t like '{pattern}'"), table)
-        assert time.perf_counter() - start < 1, pattern[:10]
+        assert time.process_time() - start < 1, pattern[:10]
     for pattern in ("%a" + "_" * 9, "_%" * 10):
         with pytest.raises(UsageError, match="more than 8 _ behind a %"):
             where.mask(where.parse(f"t like '{pattern}'"), table)
@@ -647,7 +647,7 @@ def test_44_thousand_rows_take_about_a_millisecond():
     expr = where.parse("gender = 'Women' and price < 50 and colour in ('Red','Maroon')")
     times = []
     for _ in range(30):
-        start = time.perf_counter()
+        start = time.process_time()
         where.mask(expr, table)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.004  # 0.8 ms on a quiet core
