@@ -152,6 +152,9 @@ def test_a_run_may_begin_with_the_mean_of_others(packed: data.FashionData, tmp_p
         for name in ("photo.project.weight", "photo.layers.9.conv.weight", "text.qkv.weight", "heads.gender.bias"):
             assert torch.allclose(net.state_dict()[name], (first[name] + second[name]) / 2)
         assert net.photo.layers[-1].norm.running_mean.abs().max() < 9  # measured, not averaged
+    none = builtin.Run(packed, tokenizer, table, builtin.Options(**{**vars(TINY), "epochs": 0}))
+    kept = load_file(builtin.train(none, tmp_path, earlier=starts))
+    assert torch.equal(kept["average.photo.project.weight"], soup.average.photo.project.weight)  # no step was taken
     (tmp_path / "encoder").mkdir()
     with pytest.raises(InputError, match="files or directories, not both"):
         soup.start_from([starts[0], tmp_path / "encoder"])

@@ -243,7 +243,7 @@ def batches(data: FashionData, options: Options, start: int) -> Iterator[tuple[i
     """(step, rows) from step ``start`` on: each epoch is a permutation of the training split."""
     train = np.flatnonzero(data.split == 0)
     per_epoch = max(1, len(train) // options.batch)
-    for step in range(start, max(1, round(options.epochs * per_epoch))):
+    for step in range(start, round(options.epochs * per_epoch)):
         epoch, part = divmod(step, per_epoch)
         order = np.random.default_rng((options.seed, epoch)).permutation(train)
         yield step, order[part * options.batch : (part + 1) * options.batch]
@@ -267,7 +267,7 @@ class Run:
         self.texts = Texts(data, tokenizer, options.synonyms, options.word_drop)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Towers(options, torch.from_numpy(table), data.names)
-        self.steps = max(1, round(options.epochs * max(1, int((data.split == 0).sum()) // options.batch)))
+        self.steps = round(options.epochs * max(1, int((data.split == 0).sum()) // options.batch))
         self.step = 0
         ids: dict[str, int] = {}
         self.titles = np.array([ids.setdefault(t.lower(), len(ids)) for t in data.titles])
@@ -602,6 +602,8 @@ def train(
         if now - saved > save_every or run.step == run.steps:
             run.save(file)
             saved = now
+    if not run.steps:  # no epochs: the weights that it began with are what is wanted
+        run.save(file)
     return file
 
 
