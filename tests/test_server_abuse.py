@@ -271,17 +271,26 @@ def test_the_rest_of_a_refused_body_may_take_its_time(catalog: lookalike.Catalog
         assert time.monotonic() - start < 8  # but not for ever
 
 
-def test_idle_connections_make_room_and_busy_ones_do_not(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
-    go, inside = threading.Event(), threading.Semaphore(0)
+def hold(
+    catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch
+) -> tuple[threading.Event, threading.Semaphore, list[str]]:
+    """No search is answered before the event; the semaphore counts those that wait for it, the list has their texts."""
+    go, inside, asked = threading.Event(), threading.Semaphore(0), []
     real = catalog.answer
 
-    def slow(*arguments: object, **named: object) -> object:
+    def slow(query: object, **named: object) -> object:
+        asked.append(query.text)
         inside.release()
         assert go.wait(20)
-        return real(*arguments, **named)
+        return real(query, **named)
 
+    monkeypatch.setattr(catalog, "answer", slow)
+    return go, inside, asked
+
+
+def test_idle_connections_make_room_and_busy_ones_do_not(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
     with live(catalog) as (port, _):
-        monkeypatch.setattr(catalog, "answer", slow)
+        go, inside, _ = hold(catalog, monkeypatch)
         monkeypatch.setattr(protocol.Bounded, "most", 3)
         oldest, other = connected(port), connected(port)
         time.sleep(0.1)
@@ -314,18 +323,10 @@ def test_the_limit_on_open_files_is_raised_and_kept_to(monkeypatch: pytest.Monke
 
 
 def test_a_stop_answers_what_is_on_its_way(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
-    go, inside = threading.Event(), threading.Semaphore(0)
-    real = catalog.answer
-
-    def slow(*arguments: object, **named: object) -> object:
-        inside.release()
-        assert go.wait(20)
-        return real(*arguments, **named)
-
     with live(catalog) as (port, stop):
+        go, inside, _ = hold(catalog, monkeypatch)
         kept = connected(port)
         assert first(kept, ask("GET", "/healthz", close=False)).startswith(b"HTTP/1.1 200 OK")
-        monkeypatch.setattr(catalog, "answer", slow)
         working = connected(port, ask("GET", "/api/search?text=red", close=False))
         assert inside.acquire(timeout=10)
         fresh = connected(port)
@@ -434,17 +435,8 @@ def test_products_are_put_within_bounds(catalog: lookalike.Catalog):
 
 
 def test_nothing_is_done_for_who_has_gone(catalog: lookalike.Catalog, monkeypatch: pytest.MonkeyPatch):
-    go, inside, asked = threading.Event(), threading.Semaphore(0), []
-    real = catalog.answer
-
-    def slow(query: object, **named: object) -> object:
-        asked.append(query.text)
-        inside.release()
-        assert go.wait(20)
-        return real(query, **named)
-
     with live(catalog) as (port, _):
-        monkeypatch.setattr(catalog, "answer", slow)
+        go, inside, asked = hold(catalog, monkeypatch)
         threads = 2 * (application.os.cpu_count() or 1)
         busy = [connected(port, ask("GET", "/api/search?text=busy")) for _ in range(threads)]
         for _ in busy:
