@@ -171,7 +171,7 @@ def test_a_run_may_begin_with_an_exported_encoder(packed: data.FashionData, tmp_
     again.start_from([tmp_path / "out"])
     rows = np.flatnonzero(packed.split == 0)
     apart = (run.vectors(rows) * again.vectors(rows)).sum(1)
-    assert apart.mean() > 0.9  # batch normalisation is measured on other views of them
+    assert apart.min() > 0.999
     said = builtin.padded([[2, 3, 4]])
     assert torch.allclose(again.average.text(said), run.average.text(said), atol=0.02)
     assert torch.equal(again.model.text.table, run.model.text.table)

@@ -493,8 +493,14 @@ class Run:
             self._load([start])
         if len(starts) > 1:
             self._load(starts)
-        if len(starts) > 1 or exported[0]:
-            self._settle(exported[0])
+        if exported[0]:  # folded weights compute the same once batch normalisation knows the photos as they are
+            rows = self.train_rows[
+                np.linspace(0, len(self.train_rows) - 1, min(1024, len(self.train_rows))).astype(int)
+            ]
+            self.model.photo.calibrate(self._pixels(rows))
+            self.average.load_state_dict(self.model.state_dict())
+        elif len(starts) > 1:
+            self._settle()
 
     def _load(self, starts: Sequence[Path]) -> None:
         """The mean of the weights of ``starts`` into the model and its average."""
@@ -528,13 +534,10 @@ class Run:
         return {k: v.to(self.device) for k, v in state.items()}
 
     @torch.no_grad()
-    def _settle(self, folded: bool) -> None:
-        """Measure batch normalisation's means and variances on training photos, for weights that no run has been through."""
-        rows = np.flatnonzero(self.data.split == 0)
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:4096])
+    def _settle(self) -> None:
+        """Measure batch normalisation's means and variances as training does, for weights that no run has been through."""
+        rows = np.sort(np.random.default_rng(0).permutation(self.train_rows)[:4096])
         net = self.model.photo
-        if folded:
-            net.calibrate(self._pixels(rows[:: max(1, len(rows) // 256)]))
         norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
