@@ -200,6 +200,13 @@ def test_a_catalog_refuses_weights_that_were_exchanged_under_it(sealed: Path, ta
         lookalike.open(tmp_path / "shop").search("red shirt")
 
 
+def test_a_catalog_of_an_earlier_built_in_model_says_what_to_do(table: Path, tmp_path: Path):
+    catalog = lookalike.open(tmp_path / "shop", encoder="builtin")
+    catalog.index(table)
+    with pytest.raises(EncoderMismatch, match=r"another one now: install the version that made them, or index into"):
+        catalog.store.check_encoder("builtin-000000000000", "builtin")
+
+
 # The lock
 
 

@@ -262,6 +262,8 @@ class Store:
                     f"{key} {manifest.source[key]}" for key in ("hub", "revision") if key in manifest.source
                 )
                 mend = f"its weights are others now: bring those back{told and f' ({told})'}, or"
+                if name == "builtin":
+                    mend = "Lookalike's model is another one now: install the version that made them, or"
             raise EncoderMismatch(
                 f"{self.directory}: its vectors were made by {manifest.encoder_id}, not by {encoder_id}; "
                 f"{mend} index into another --catalog"

@@ -254,7 +254,7 @@ class Bounded(H11Protocol):
     def _stalled(self) -> None:
         self._writing = None
         left = self._left()
-        if not left:
+        if left < STALL_BYTES:  # so little is always on its way to somebody; the keep-alive's end is enough for it
             return
         taken = self.written - left
         if taken - self._taken < STALL_BYTES:

@@ -357,9 +357,8 @@ class Run:
         """The title loss against every product of the training split, once all have been seen; keeps what this batch says."""
         per_epoch = max(1, len(self.train_rows) // self.options.batch)
         parts = {}
-        if (
-            self.step >= 2 * per_epoch
-        ):  # an epoch leaves out what fills no batch, another one in all likelihood does not
+        # An epoch leaves out what fills no batch, another one in all likelihood does not.
+        if self.step >= 2 * per_epoch:
             if self.step % max(1, per_epoch // 2) == 0 or not self.bank.titles.any():
                 self.bank.titles.copy_(self._whole_titles())
             same = torch.from_numpy(self.titles[rows][:, None] == self.titles[self.train_rows][None, :]).to(self.device)
