@@ -175,6 +175,12 @@ def test_an_encoder_without_digests_is_read_and_sealed(sealed: Path):
     assert set(digests) == {"photo.onnx", "text.onnx", "tokenizer.json"}
 
 
+def test_no_weights_name_the_machine_that_made_them():
+    for name in ("photo.onnx", "text.onnx"):
+        content = (BUILTIN / name).read_bytes()
+        assert not any(place in content for place in (b"site-packages", b"lookalike/training"))
+
+
 def test_the_trial_tells_a_net_that_computes_something_else(sealed: Path):
     made = OnnxEncoder(sealed, 1)
     assert all(cosine > 0.999 for cosine in made.tried().values())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 import typer
 
 from lookalike import __version__
-from lookalike.errors import CatalogError, InputError, LookalikeError, UsageError
+from lookalike.errors import CatalogError, EncoderMismatch, InputError, LookalikeError, UsageError
 from lookalike.training.options import RECIPES, Options
 from lookalike.types import printable
 
@@ -646,7 +646,18 @@ def demo(
         typer.echo(f"drawing {products} garments into {directory} (drawings, not photos of real products)")
         with _progress("Drawing", False) as progress:
             table = draw(directory, products, progress=progress)
-        catalog = _open(directory / "lookalike.catalog", encoder, must_exist=False)
+        place = directory / "lookalike.catalog"
+        try:
+            catalog = _open(place, encoder, must_exist=False)
+            catalog.store.check_encoder(catalog.encoder.id)
+        except EncoderMismatch:
+            if encoder is not None:
+                raise
+            # Of a version of Lookalike with another model. Votes may be in it, so that it is kept.
+            kept = place.with_name(f"{place.name}-{int(time.time())}")
+            place.rename(kept)
+            typer.echo(f"the catalog here was made by another model; it is kept as {kept}", err=True)
+            catalog = _open(place, encoder, must_exist=False)
         with _progress("Indexing", False) as progress:
             report = catalog.index(table, drawn=True, prune=True, progress=progress)
         typer.echo(f"{report.added} drawings added, {report.unchanged} unchanged, in {report.seconds:.1f} s")

@@ -332,7 +332,15 @@ def _to_onnx(
     assert program is not None
     model = program.model_proto
     model.ir_version = min(model.ir_version, 10)  # what onnxruntime 1.20 reads
+    _forget_where(model.graph)
     onnx.save(model, file)
+
+
+def _forget_where(graph: onnx.GraphProto) -> None:
+    """Drop what the exporter notes of its source: file names of the machine that it ran on."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 def _quantise(source: Path, target: Path, calibration: NDArray[np.uint8]) -> None:
