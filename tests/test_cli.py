@@ -186,6 +186,24 @@ def test_a_port_in_use_is_told_before_anything_is_indexed(shop: str, tmp_path: P
     assert f"port {port} on 127.0.0.1 is in use" in done.stderr
 
 
+def test_the_demo_keeps_the_catalog_of_an_earlier_model_and_makes_another(tmp_path: Path):
+    def demo(*more: object) -> subprocess.CompletedProcess[str]:
+        return run("demo", "--directory", tmp_path, "--products", 6, "--no-serve", *more)
+
+    assert demo().returncode == 0
+    manifest = tmp_path / "lookalike.catalog" / "catalog.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "encoder_id": "builtin-000000000000"}))
+    refused = demo("--encoder", "builtin")  # asked for by name: nothing is decided over the user's head
+    assert refused.returncode == 3
+    assert "were made by builtin-000000000000" in refused.stderr
+    again = demo()
+    assert again.returncode == 0, again.stderr
+    [kept] = tmp_path.glob("lookalike.catalog-*")
+    assert f"made by another model; it is kept as {kept}" in again.stderr
+    assert json.loads((kept / "catalog.json").read_text())["encoder_id"] == "builtin-000000000000"
+    assert lookalike.open(manifest.parent).search("shirt", k=1)
+
+
 def test_every_command_explains_itself():
     listed = run("--help").stdout
     for command in (

@@ -168,6 +168,9 @@ def test_a_run_may_begin_with_an_exported_encoder(packed: data.FashionData, tmp_
     builtin.ship(run, file, tmp_path / "out", tokenizer, quantise=False)
     again = builtin.Run(packed, tokenizer, table, TINY)
     again.begin(None)
+    for name in ("photo.onnx", "text.onnx"):  # no file of the machine that made it
+        exported = (tmp_path / "out" / name).read_bytes()
+        assert b"site-packages" not in exported and b"lookalike/training" not in exported and b".py" not in exported
     again.start_from([tmp_path / "out"])
     rows = np.flatnonzero(packed.split == 0)
     apart = (run.vectors(rows) * again.vectors(rows)).sum(1)
@@ -177,14 +180,17 @@ def test_a_run_may_begin_with_an_exported_encoder(packed: data.FashionData, tmp_
     assert torch.equal(again.model.text.table, run.model.text.table)
 
 
-def test_the_bank_is_every_product_of_the_training_split(packed: data.FashionData):
+def test_the_bank_is_every_product_of_the_training_split(packed: data.FashionData, tmp_path: Path):
     table = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype(np.float32)
     options = builtin.Options(**{**vars(TINY), "bank_weight": 0.5, "epochs": 9})
     run = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, options)
     run.begin(None)
-    per_epoch = len(run.train_rows) // options.batch
-    parts = [run.advance(rows) for _, rows in builtin.batches(packed, options, 0)]
-    assert ["bank" in p for p in parts] == [step >= 2 * per_epoch for step in range(len(parts))]
+    per_epoch, parts, complete = len(run.train_rows) // options.batch, [], []
+    for step, rows in builtin.batches(packed, options, 0):
+        complete.append(step >= 2 * per_epoch or bool(run.bank.photos.any(1).all()))
+        parts.append(run.advance(rows))
+    assert ["bank" in p for p in parts] == complete
+    assert complete.index(True) >= per_epoch
     assert torch.allclose(run.bank.titles.norm(dim=1), torch.ones(len(run.train_rows)), atol=1e-4)
     # By hand, for two photos among all titles and two titles among all photos.
     rows = run.train_rows[:2]
@@ -200,6 +206,14 @@ def test_the_bank_is_every_product_of_the_training_split(packed: data.FashionDat
             logits[n, ~among.any(1)] = -1e4
             total -= float((logits[n].log_softmax(0) * right / right.sum()).sum()) / 2
     assert found == pytest.approx(total / 2 * 0.5, rel=1e-3)
+    # A run that begins with another's weights knows all products from its first step on.
+    file = tmp_path / "final.safetensors"
+    save_file({k: v.contiguous() for k, v in run.average.state_dict().items()}, file)
+    again = builtin.Run(packed, pretrained.tokenizer_of(WORDS), table, options)
+    again.begin(None)
+    again.start_from([file])
+    assert torch.equal(again.bank.photos, run.vectors(run.train_rows))
+    assert "bank" in again.advance(run.train_rows[: options.batch])
 
 
 def test_calibration_keeps_what_the_folded_weights_computed():

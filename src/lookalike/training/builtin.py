@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from lookalike.errors import InputError, UsageError
 from lookalike.indexes.lexical import singular
@@ -33,7 +34,7 @@ from lookalike.training.augment import POLICIES
 from lookalike.training.augment import augment as augmented
 from lookalike.training.data import HEADS, FashionData, load, thesaurus
 from lookalike.training.pretrained import load_mobilenet, tokenizer_of, word_piece_table
-from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower
+from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower, Trunk
 
 HEAD_WEIGHTS = dict(zip(HEADS, (1.0, 0.7, 0.3, 0.3, 0.15, 0.1, 0.1), strict=True))
 MIXES: list[tuple[tuple[str, ...], float]] = [
@@ -267,11 +268,12 @@ class Run:
         self.texts = Texts(data, tokenizer, options.synonyms, options.word_drop)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Towers(options, torch.from_numpy(table), data.names)
-        self.steps = round(options.epochs * max(1, int((data.split == 0).sum()) // options.batch))
+        self.train_rows = np.flatnonzero(data.split == 0)
+        self.per_epoch = max(1, len(self.train_rows) // options.batch)
+        self.steps = round(options.epochs * self.per_epoch)
         self.step = 0
         ids: dict[str, int] = {}
         self.titles = np.array([ids.setdefault(t.lower(), len(ids)) for t in data.titles])
-        self.train_rows = np.flatnonzero(data.split == 0)
         self.bank = Bank(len(self.train_rows) if options.bank_weight else 0, options.dim).to(self.device)
 
     def begin(self, start: Callable[[PhotoTower], None] | None) -> None:
@@ -279,8 +281,7 @@ class Run:
         options, model = self.options, self.model
         if start:
             start(model.photo)
-            rows = np.flatnonzero(self.data.split == 0)[:256]
-            model.photo.calibrate(self._pixels(rows, device=torch.device("cpu")))
+            model.photo.calibrate(self._pixels(self.train_rows[:256], device=torch.device("cpu")))
         model.to(device=self.device)
         model.photo.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -355,22 +356,22 @@ class Run:
         self, rows: NDArray[np.int64], photos: Tensor, titles: Tensor, temperature: Tensor
     ) -> dict[str, Tensor]:
         """The title loss against every product of the training split, once all have been seen; keeps what this batch says."""
-        per_epoch = max(1, len(self.train_rows) // self.options.batch)
         parts = {}
+        seen = self.bank.photos.any(1)
         # An epoch leaves out what fills no batch, another one in all likelihood does not.
-        if self.step >= 2 * per_epoch:
-            if self.step % max(1, per_epoch // 2) == 0 or not self.bank.titles.any():
-                self.bank.titles.copy_(self._whole_titles())
+        if seen.all() or self.step >= 2 * self.per_epoch:
+            if self.step % max(1, self.per_epoch // 2) == 0 or not self.bank.titles.any():
+                self.bank.titles = self._whole_titles()
             same = torch.from_numpy(self.titles[rows][:, None] == self.titles[self.train_rows][None, :]).to(self.device)
-            seen = self.bank.photos.any(1)
             target = same.float() / same.sum(1, keepdim=True)
             found = F.cross_entropy(temperature * cosines(photos, self.bank.titles), target)
             same = same & seen
-            # A clone: what the loss was taken over must stay until it has been led back.
-            logits = (temperature * cosines(titles, self.bank.photos.clone())).masked_fill(~seen, -1e4)
+            logits = (temperature * cosines(titles, self.bank.photos)).masked_fill(~seen, -1e4)
             found = found + F.cross_entropy(logits, same.float() / same.sum(1, keepdim=True).clamp(min=1))
             parts["bank"] = found / 2 * self.options.bank_weight
-        self.bank.photos[np.searchsorted(self.train_rows, rows)] = photos.detach()
+        places = torch.from_numpy(np.searchsorted(self.train_rows, rows)).to(self.device)
+        # Another tensor: what the loss was taken over must stay until it has been led back.
+        self.bank.photos = self.bank.photos.index_copy(0, places, photos.detach())
         return parts
 
     @torch.no_grad()
@@ -425,7 +426,7 @@ class Run:
         the figure flatters. The figures that count come from ``lookalike evaluate kagl`` over the whole corpus.
         """
         rows = np.flatnonzero(self.data.split == 1)
-        train = np.random.default_rng(0).permutation(np.flatnonzero(self.data.split == 0))[:others]
+        train = np.random.default_rng(0).permutation(self.train_rows)[:others]
         corpus = np.concatenate([rows, np.sort(train)])
         net = self.average
         pooled = torch.cat(
@@ -460,9 +461,7 @@ class Run:
         return ((photos.permute(0, 3, 1, 2).float() - 128) / 128).contiguous(memory_format=torch.channels_last)
 
     def _nets(self) -> dict[str, nn.Module]:
-        return {"model": self.model, "average": self.average} | (
-            {"bank": self.bank} if self.options.bank_weight else {}
-        )
+        return {"model": self.model, "average": self.average, "bank": self.bank}
 
     def save(self, file: Path) -> None:
         """Everything that a later process needs to go on, in one safetensors file, replaced whole."""
@@ -488,33 +487,31 @@ class Run:
         exported = [start.is_dir() for start in starts]
         if any(exported) and not all(exported):
             raise InputError(f"{', '.join(map(str, starts))}: give --start files or directories, not both")
+        states = []
         for start in starts:  # each alone first: what is wrong is said of the file that has it
-            self._load([start])
-        if len(starts) > 1:
-            self._load(starts)
+            states.append(self._exported(start) if start.is_dir() else checkpoint.read(start, self.device)[0])
+            self._load(states[-1], start)
+        if len(states) > 1:
+            weights = [k for k, v in states[0].items() if v.is_floating_point()]
+            mean = {k: torch.stack([state[k] for state in states]).mean(0) for k in weights}
+            self._load(states[0] | mean, starts[0])
         if exported[0]:  # folded weights compute the same once batch normalisation knows the photos as they are
-            rows = self.train_rows[
-                np.linspace(0, len(self.train_rows) - 1, min(1024, len(self.train_rows))).astype(int)
-            ]
+            last = len(self.train_rows) - 1
+            rows = self.train_rows[np.linspace(0, last, min(1024, last + 1)).astype(int)]
             self.model.photo.calibrate(self._pixels(rows))
-            self.average.load_state_dict(self.model.state_dict())
-        elif len(starts) > 1:
+        elif len(states) > 1:
             self._settle()
+        self.average.load_state_dict(self.model.state_dict())
+        if self.options.bank_weight:
+            self.bank.photos = self.vectors(self.train_rows)
 
-    def _load(self, starts: Sequence[Path]) -> None:
-        """The mean of the weights of ``starts`` into the model and its average."""
-        states = [
-            self._exported(start) if start.is_dir() else checkpoint.read(start, self.device)[0] for start in starts
-        ]
-        mean = {
-            k: sum(s[k] for s in states) / len(states) if v.dtype.is_floating_point else v for k, v in states[0].items()
-        }
-        for net in (self.model, self.average):
-            try:
-                net.load_state_dict((net.state_dict() if starts[0].is_dir() else {}) | mean)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"{starts[-1]}: not the weights of such a run ({reason})") from error
+    def _load(self, state: dict[str, Tensor], file: Path) -> None:
+        """Weights into the model; what an exported encoder has none of (the heads) stays as it is."""
+        try:
+            self.model.load_state_dict((self.model.state_dict() if file.is_dir() else {}) | state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{file}: not the weights of such a run ({reason})") from error
 
     def _exported(self, directory: Path) -> dict[str, Tensor]:
         """The towers of an encoder's directory by this run's names; batch normalisation takes the folded biases."""
@@ -532,23 +529,16 @@ class Run:
             state |= {"text.delta": both - table, "text.table": table}
         return {k: v.to(self.device) for k, v in state.items()}
 
-    @torch.no_grad()
     def _settle(self) -> None:
         """Measure batch normalisation's means and variances as training does, for weights that no run has been through."""
+        o = self.options
         rows = np.sort(np.random.default_rng(0).permutation(self.train_rows)[:4096])
-        net = self.model.photo
-        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-        self.model.train()
-        for n, part in enumerate(np.array_split(rows, max(1, len(rows) // self.options.batch))):
-            photos = torch.from_numpy(self.data.photos[part]).to(self.device)
-            size = (self.options.height, self.options.width)
-            net.pooled(augment(photos, size, torch.Generator().manual_seed(n), self.options.strength))
-        for norm in norms:
-            norm.momentum = 0.1
-        self.average.load_state_dict(self.model.state_dict())
+        parts = np.array_split(rows, max(1, len(rows) // o.batch))
+        photos = (torch.from_numpy(self.data.photos[part]).to(self.device) for part in parts)
+        warped = (
+            augment(p, (o.height, o.width), torch.Generator().manual_seed(n), o.strength) for n, p in enumerate(photos)
+        )
+        update_bn(warped, Trunk(self.model.photo.layers))
 
     def resume(self, file: Path) -> None:
         """Go on from ``file``.
@@ -585,7 +575,6 @@ def train(
         log(f"going on at step {run.step} of {run.steps}")
     elif earlier:
         run.start_from(earlier)
-    per_epoch = max(1, int((run.data.split == 0).sum()) // run.options.batch)
     began = saved = time.monotonic()
     first = run.step
     for _, rows in batches(run.data, run.options, run.step):
@@ -596,9 +585,9 @@ def train(
             left = (run.steps - run.step) * run.options.batch / speed / 60
             shown = " ".join(f"{k} {v:.3f}" for k, v in parts.items())
             log(f"step {run.step}/{run.steps}  {shown}  {speed:.0f} photos/s  {left:.0f} min left")
-        if run.step % per_epoch == 0 or run.step == run.steps:
+        if run.step % run.per_epoch == 0 or run.step == run.steps:
             report = {k: round(v, 4) for k, v in run.validate().items()}
-            log(f"epoch {run.step / per_epoch:.1f}  validation {json.dumps(report)}")
+            log(f"epoch {run.step / run.per_epoch:.1f}  validation {json.dumps(report)}")
             with (work / "log.jsonl").open("a") as lines:
                 lines.write(json.dumps({"step": run.step, "losses": parts, "validation": report}) + "\n")
         if now - saved > save_every or run.step == run.steps:
@@ -666,13 +655,12 @@ def ship(
     save_file(
         {k: v.cpu().contiguous() for k, v in run.average.state_dict().items()}, file.with_name("final.safetensors")
     )
-    train_rows = np.flatnonzero(run.data.split == 0)
-    rows = np.random.default_rng(0).permutation(train_rows)[:512]
+    rows = np.random.default_rng(0).permutation(run.train_rows)[:512]
     size = (run.options.height, run.options.width)
     average = run.average.cpu()
     export(average.photo, average.text, tokenizer, size, run.data.photos[np.sort(rows)], directory, "builtin", quantise)
     # Queries of the validation split, among enough others that the best hit is as near as in a catalogue of some size.
     tried = np.flatnonzero(run.data.split == 1)
-    corpus = np.concatenate([tried, np.random.default_rng(1).permutation(train_rows)[:CALIBRATED_AMONG]])
+    corpus = np.concatenate([tried, np.random.default_rng(1).permutation(run.train_rows)[:CALIBRATED_AMONG]])
     attributes = np.array([[run.data.value(h, int(r)) for h in ALIKE] for r in corpus], object)
     calibrate(directory, run.data.photos[corpus], attributes, np.arange(len(corpus)) < len(tried))

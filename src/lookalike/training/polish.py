@@ -30,7 +30,7 @@ class _Fixed:
 
     def __init__(self, run: Run):
         self.run, self.o, self.texts = run, run.options, run.texts
-        self.rows = np.flatnonzero(run.data.split == 0)
+        self.rows = run.train_rows
         self.photos = run.vectors(self.rows)
         self.labels = run.data.labels[self.rows]
         self.titles = torch.from_numpy(run.titles[self.rows]).to(run.device)
