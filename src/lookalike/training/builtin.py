@@ -25,7 +25,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from lookalike.errors import InputError, UsageError
 from lookalike.indexes.lexical import singular
@@ -34,7 +33,7 @@ from lookalike.training.augment import POLICIES
 from lookalike.training.augment import augment as augmented
 from lookalike.training.data import HEADS, FashionData, load, thesaurus
 from lookalike.training.pretrained import load_mobilenet, tokenizer_of, word_piece_table
-from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower, Trunk
+from lookalike.training.towers import MAX_TOKENS, PhotoTower, TextTower
 
 HEAD_WEIGHTS = dict(zip(HEADS, (1.0, 0.7, 0.3, 0.3, 0.15, 0.1, 0.1), strict=True))
 MIXES: list[tuple[tuple[str, ...], float]] = [
@@ -476,7 +475,8 @@ class Run:
         """Begin with what earlier runs ended with; the mean of their weights where there are several.
 
         Runs that began with the same weights stay near enough to each other for their mean to be better than each (model
-        soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). The mean's batch normalisation is measured anew.
+        soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). What batch normalisation has counted is averaged, too:
+        counted anew it is the same with a run's own mixture of photos, and far worse with another (docs/lab-log.md).
 
         Args:
             starts: the runs' ``final.safetensors``; or the directories of the encoders that they made, whose heads are new.
@@ -499,8 +499,6 @@ class Run:
             last = len(self.train_rows) - 1
             rows = self.train_rows[np.linspace(0, last, min(1024, last + 1)).astype(int)]
             self.model.photo.calibrate(self._pixels(rows))
-        elif len(states) > 1:
-            self._settle()
         self.average.load_state_dict(self.model.state_dict())
         if self.options.bank_weight:
             self.bank.photos = self.vectors(self.train_rows)
@@ -528,17 +526,6 @@ class Run:
         if table.shape == both.shape:
             state |= {"text.delta": both - table, "text.table": table}
         return {k: v.to(self.device) for k, v in state.items()}
-
-    def _settle(self) -> None:
-        """Measure batch normalisation's means and variances as training does, for weights that no run has been through."""
-        o = self.options
-        rows = np.sort(np.random.default_rng(0).permutation(self.train_rows)[:4096])
-        parts = np.array_split(rows, max(1, len(rows) // o.batch))
-        photos = (torch.from_numpy(self.data.photos[part]).to(self.device) for part in parts)
-        warped = (
-            augment(p, (o.height, o.width), torch.Generator().manual_seed(n), o.strength) for n, p in enumerate(photos)
-        )
-        update_bn(warped, Trunk(self.model.photo.layers))
 
     def resume(self, file: Path) -> None:
         """Go on from ``file``.
