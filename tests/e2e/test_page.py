@@ -702,7 +702,7 @@ def test_the_widget_sends_the_key_that_it_is_given(
 
 
 @pytest.fixture
-def desk(tmp_path: Path, table: Path) -> Iterator[tuple[str, lookalike.Catalog]]:
+def desk(browser: Any, tmp_path: Path, table: Path) -> Iterator[tuple[str, lookalike.Catalog]]:
     """A server that wants a key, over a catalog of its own: twelve products, and one whose photo is broken."""
     (tmp_path / "img" / "broken.jpg").write_bytes((tmp_path / "img" / "5.jpg").read_bytes()[:200])
     with table.open("a") as file:
@@ -711,6 +711,8 @@ def desk(tmp_path: Path, table: Path) -> Iterator[tuple[str, lookalike.Catalog]]
     catalog.index(table)
     with served(create_app(catalog, api_key="secret", source=str(table))) as url:
         yield url, catalog
+        for context in browser.contexts:  # what a page still asks for must find the server
+            context.close()
 
 
 def enter(page: Any, key: str) -> None:
